@@ -1,0 +1,4 @@
+//! buf
+/// x
+#[derive(Debug)]
+pub struct AlignedBuf;

@@ -1,0 +1,12 @@
+//! The mail of one node: a synchronous state machine over `trait Io`.
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod error;
+pub mod format;
+pub mod io;
+pub mod large;
+pub mod limits;
+pub mod position;
+pub mod prepare;
+pub mod request;
