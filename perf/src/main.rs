@@ -1,2 +1,29 @@
-//! Skeleton.
-fn main() {}
+//! Load, comparison and profiles for Ringpost: one subcommand per module, nothing else here.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a load generator reads clocks, opens files and finds its programs itself"
+)]
+
+mod daemon;
+mod programs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Load generator, disk limits and crash rigs. README.md in `perf/results` explains the figures.
+#[derive(Parser)]
+#[command(name = "ringpost-perf", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {}
+}
