@@ -4,6 +4,7 @@
 pub mod config;
 pub mod error;
 pub mod format;
+pub mod header_cache;
 pub mod io;
 pub mod large;
 pub mod limits;
