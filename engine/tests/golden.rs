@@ -1,5 +1,10 @@
 //! The bytes of every structure are those of `tests/golden/*.hex` for ever: they decode, re-encode
 //! identically, and no flipped bit in them goes unnoticed, but for the places that FORMAT.md names.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
