@@ -257,13 +257,22 @@ fn log_tail(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     /// A shell script in the daemon's place; `$NOTIFY_SOCKET` is real.
     fn setup(folder: &Path, script: &str) -> Setup {
         let program = folder.join("fake");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Another process writes it: a test beside this one may fork while it is open for writing,
+        // and then it could not be executed (ETXTBSY).
+        let written = Command::new("sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\"; chmod 755 \"$1\"",
+                "sh",
+            ])
+            .arg(&program)
+            .arg(script)
+            .status();
+        assert!(written.unwrap().success());
         Setup {
             ringpostd: program,
             data: folder.join("data"),

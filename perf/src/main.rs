@@ -6,8 +6,15 @@
     reason = "a load generator reads clocks, opens files and finds its programs itself"
 )]
 
+mod address;
 mod daemon;
+mod deliver;
+mod environment;
+mod hist;
 mod programs;
+mod schedule;
+mod scrape;
+mod workload;
 
 use std::process::ExitCode;
 

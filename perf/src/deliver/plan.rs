@@ -1,0 +1,128 @@
+//! What one cell of a run is to do: the load's parameters, fixed before its clock starts.
+
+use std::time::Duration;
+
+use crate::schedule::Pace;
+use crate::workload::{Letter, LineEnd, Users};
+
+/// Users whose mailboxes are fetched and compared byte for byte at the end.
+const WATCHED_USERS_COUNT: usize = 16;
+
+/// Whether messages differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Serials {
+    /// Each has serial numbers of its own: never a duplicate.
+    Fresh,
+    /// Each place of the generator sends one letter again and again: the duplicate filter at work.
+    Repeated,
+}
+
+/// Everything the generator needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Who gets mail.
+    pub(crate) users: Users,
+    /// Bytes of a message, header and line ends included.
+    pub(crate) size: usize,
+    /// As the door under test gets it.
+    pub(crate) line_end: LineEnd,
+    /// Recipients of a message.
+    pub(crate) recipients: usize,
+    /// Closed or open loop.
+    pub(crate) pace: Pace,
+    /// Messages sent and not answered, at most.
+    pub(crate) in_flight: usize,
+    /// Load that is not measured, at the start.
+    pub(crate) warm_up: Duration,
+    /// Load that is measured, behind it.
+    pub(crate) measured: Duration,
+    /// How long answers may take after that.
+    pub(crate) drain_max: Duration,
+    /// Of all randomness.
+    pub(crate) seed: u64,
+    /// Different for every run, so that its messages are no duplicates of an earlier run's.
+    pub(crate) run: u64,
+    /// Whether messages differ.
+    pub(crate) serials: Serials,
+    /// The run ends early when this many bytes were sent: it must not fill the disk.
+    pub(crate) bytes_max: u64,
+}
+
+impl Plan {
+    /// When the last message is sent, from the start.
+    pub(crate) fn end(&self) -> Duration {
+        self.warm_up + self.measured
+    }
+
+    /// Whether a moment is in the measured window.
+    pub(crate) fn is_measured(&self, elapsed: Duration) -> bool {
+        (self.warm_up..self.end()).contains(&elapsed)
+    }
+
+    /// Whether a user's mailbox is compared at the end. User 0 always is.
+    pub(crate) fn is_watched(&self, user: usize) -> bool {
+        user.is_multiple_of(self.users.count().div_ceil(WATCHED_USERS_COUNT))
+    }
+
+    /// One letter for each of a thread's places.
+    pub(crate) fn letters(&self, thread: usize, places: usize) -> anyhow::Result<Vec<Letter>> {
+        let letter = |place| {
+            let number = u64::try_from(thread * self.in_flight + place)?;
+            Letter::new(
+                self.size,
+                self.line_end,
+                self.run,
+                self.seed.wrapping_add(number),
+            )
+        };
+        (0..places).map(letter).collect()
+    }
+
+    /// A plan for tests: everything small.
+    #[cfg(test)]
+    pub(crate) fn tiny(users_count: usize) -> Self {
+        Self {
+            users: Users::new("u", users_count),
+            size: 512,
+            line_end: LineEnd::Lf,
+            recipients: 1,
+            pace: Pace::Closed,
+            in_flight: 4,
+            warm_up: Duration::ZERO,
+            measured: Duration::from_secs(1),
+            drain_max: Duration::from_secs(10),
+            seed: 1,
+            run: 1,
+            serials: Serials::Fresh,
+            bytes_max: 1 << 20,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_number_of_users_is_watched() {
+        for count in [1, 2, 15, 16, 17, 100, 30_000] {
+            let plan = Plan::tiny(count);
+            let watched = (0..count).filter(|&user| plan.is_watched(user)).count();
+            assert!(
+                (1..=WATCHED_USERS_COUNT).contains(&watched),
+                "{count}: {watched}"
+            );
+        }
+    }
+
+    #[test]
+    fn window_begins_behind_the_warm_up() {
+        let mut plan = Plan::tiny(1);
+        plan.warm_up = Duration::from_secs(1);
+        let measured = |ms| plan.is_measured(Duration::from_millis(ms));
+        assert_eq!(
+            [999, 1000, 1999, 2000].map(measured),
+            [false, true, true, false]
+        );
+    }
+}
