@@ -1,0 +1,5 @@
+//! `ringpost`: the operator's tool.
+
+pub mod options;
+
+pub use self::options::Options;

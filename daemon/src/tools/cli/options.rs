@@ -1,0 +1,131 @@
+//! How `ringpost` is called.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Look into a Ringpost node: its state, its mailboxes, its files.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "ringpost",
+    version,
+    about = "Look into a Ringpost node: its state, its mailboxes, its files",
+    arg_required_else_help = true
+)]
+pub struct Options {
+    /// Which node and how to answer.
+    #[command(flatten)]
+    pub global: Global,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The node's data directory; its socket is DIR/run/node
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "to")]
+    pub data: Option<PathBuf>,
+
+    /// The node's address: a socket's path, unix:PATH or HOST:PORT
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub to: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Give up after this long without an answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub timeout: u64,
+}
+
+/// The commands.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Show the node's state
+    Status,
+    /// List a user's mailboxes
+    Folders {
+        /// Canonical user name
+        user: OsString,
+    },
+    /// List the messages of a mailbox, oldest first
+    List {
+        /// Canonical user name
+        user: OsString,
+        /// Mailbox
+        #[arg(long, value_name = "NAME", default_value = "INBOX")]
+        folder: OsString,
+    },
+    /// Write one message to standard output, byte for byte as it was received
+    Show {
+        /// Canonical user name
+        user: OsString,
+        /// The message's number, as in the list
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        uid: u32,
+        /// Mailbox
+        #[arg(long, value_name = "NAME", default_value = "INBOX")]
+        folder: OsString,
+    },
+    /// Write a user's mail to standard output as an mbox file (mboxrd)
+    Export {
+        /// Canonical user name
+        user: OsString,
+        /// Only this mailbox; otherwise all, one behind the other
+        #[arg(long, value_name = "NAME")]
+        folder: Option<OsString>,
+    },
+    /// Check every checksum of a data directory that no daemon uses
+    Check,
+    /// Check a configuration file
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Made if it is missing
+        directory: PathBuf,
+    },
+}
+
+/// What can be done with a configuration.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ConfigCommand {
+    /// Read it as the daemon would, and say what is wrong with it
+    Check {
+        /// The file
+        #[arg(default_value = "/etc/ringpost/ringpost.toml")]
+        file: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn definition_holds() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn one_node_at_a_time() {
+        let parse = |words: &[&str]| Options::try_parse_from([&["ringpost"], words].concat());
+        assert!(parse(&["--data", "d", "status"]).is_ok());
+        assert!(parse(&["list", "bob", "--to", "127.0.0.1:1", "--json"]).is_ok());
+        assert!(parse(&["--data", "d", "--to", "s", "status"]).is_err());
+        assert!(parse(&["show", "bob", "0"]).is_err());
+        assert!(parse(&[]).is_err());
+    }
+}
