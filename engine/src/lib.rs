@@ -8,6 +8,7 @@ pub mod header_cache;
 pub mod io;
 pub mod large;
 pub mod limits;
+pub mod mbox;
 pub mod position;
 pub mod prepare;
 pub mod request;

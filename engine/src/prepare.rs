@@ -10,6 +10,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use smallvec::SmallVec;
 
+use crate::format::crc;
 use crate::format::info::{ALL_CRLF, EIGHT_BIT, MIXED_LINE_ENDS, NO_FINAL_NEWLINE, QUOTED};
 use crate::header_cache::{self, Field};
 use crate::limits::STORED_BYTES_MAX;
@@ -118,7 +119,7 @@ pub struct Preparer {
     eight_bit: bool,
     content: SipHasher24,
     /// CRC of what was taken.
-    taken_crc: crc32fast::Hasher,
+    taken_crc: u32,
     /// What was taken is about to be rewritten.
     expanding: bool,
 }
@@ -155,7 +156,7 @@ impl Preparer {
             received_len: 0,
             eight_bit: false,
             content: SipHasher24::new_with_key(&options.content_key),
-            taken_crc: crc32fast::Hasher::new(),
+            taken_crc: 0,
             expanding: false,
         }
     }
@@ -223,7 +224,7 @@ impl Preparer {
     pub fn take_stored(&mut self) -> Bytes {
         assert!(!self.expanding, "the taken bytes are being rewritten");
         let taken = std::mem::take(&mut self.lines.stored);
-        self.taken_crc.update(&taken);
+        self.taken_crc = crc::extend(self.taken_crc, &taken);
         self.lines.taken_len += len_u64(taken.len());
         Bytes::from(taken)
     }
@@ -233,7 +234,7 @@ impl Preparer {
         assert!(self.expanding, "nothing was to be rewritten");
         assert_eq!(len, self.lines.taken_len, "one CR per LF that was taken");
         self.expanding = false;
-        self.taken_crc = crc32fast::Hasher::new_with_initial_len(crc, len);
+        self.taken_crc = crc;
     }
 
     /// Ends the message.
@@ -243,7 +244,7 @@ impl Preparer {
         let final_line = self.lines.finish();
         let stored = Bytes::from(std::mem::take(&mut self.lines.stored));
         self.lines.taken_len += len_u64(stored.len());
-        self.taken_crc.update(&stored);
+        self.taken_crc = crc::extend(self.taken_crc, &stored);
         let summary = self.summary(final_line);
         let cache = Bytes::from(header_cache::encode(&self.lines.header.fields()));
         Prepared {
@@ -276,7 +277,7 @@ impl Preparer {
                 | flag(lines.quoted_count > 0, QUOTED)
                 | flag(self.eight_bit, EIGHT_BIT),
             stored_len: lines.stored_len(),
-            stored_crc: self.taken_crc.clone().finalize(),
+            stored_crc: self.taken_crc,
             header_len: fits(lines.header_len()),
             lines_count: lines.lines_count() + u32::from(final_line == FinalLine::Ended),
             quoted_count: lines.quoted_count,

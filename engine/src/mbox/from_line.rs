@@ -1,0 +1,113 @@
+//! The `From_` line: `From <sender> <Www Mmm dd hh:mm:ss yyyy>`, the date in UTC as C's asctime
+//! writes it (RFC 4155, qmail's mbox(5)). ASCII only: Python's mailbox raises on other bytes.
+
+use jiff::Timestamp;
+use jiff::tz::Offset;
+use ringpost_netproto::id::WallNs;
+
+use crate::format::store_line::{STORE_LINE_BYTES, StoreLine};
+use crate::limits::PREFIX_BYTES_MAX;
+
+/// Bytes of a sender that are written; RFC 5321 4.5.3.1 allows 254 in a path.
+const SENDER_BYTES_MAX: usize = 320;
+
+/// Bytes of a `From_` line with its LF at most: every byte of the sender may take three.
+pub const FROM_LINE_BYTES_MAX: usize = "From ".len() + 3 * SENDER_BYTES_MAX + 1 + 24 + 1;
+const _: () = assert!(FROM_LINE_BYTES_MAX + STORE_LINE_BYTES <= PREFIX_BYTES_MAX);
+
+const WEEKDAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
+
+/// The line with its LF. An empty `sender` is the null sender, written as `MAILER-DAEMON`. Any byte
+/// that is not printable ASCII, and a blank, becomes `%` and two digits; what lies beyond 320 bytes
+/// is left out.
+pub fn from_line(sender: &[u8], date: WallNs) -> Vec<u8> {
+    let mut line = Vec::with_capacity("From ".len() + sender.len().max(13) + 26);
+    write(sender, date, &mut line);
+    line
+}
+
+/// `From_` line and store line: what stands in front of a stored message in a segment.
+pub fn prefix(sender: &[u8], date: WallNs, store: &StoreLine) -> Vec<u8> {
+    let room = "From ".len() + sender.len().max(13) + 26 + STORE_LINE_BYTES;
+    let mut prefix = Vec::with_capacity(room);
+    write(sender, date, &mut prefix);
+    prefix.extend_from_slice(&store.encode());
+    prefix
+}
+
+fn write(sender: &[u8], date: WallNs, out: &mut Vec<u8>) {
+    out.extend_from_slice(super::FROM);
+    if sender.is_empty() {
+        out.extend_from_slice(b"MAILER-DAEMON");
+    }
+    for byte in sender.iter().take(SENDER_BYTES_MAX) {
+        match byte {
+            b'!'..=b'~' => out.push(*byte),
+            _ => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        }
+    }
+    out.push(b' ');
+    asctime(date, out);
+    out.push(b'\n');
+}
+
+/// The 24 characters of asctime.
+fn asctime(date: WallNs, out: &mut Vec<u8>) {
+    let at = Timestamp::from_nanosecond(i128::from(date.value()))
+        .expect("64 bits of nanoseconds end in the year 2554");
+    let at = Offset::UTC.to_datetime(at);
+    let name = |names: &[&'static str], one_based: i8| {
+        let index = usize::try_from(one_based - 1).expect("days and months start at 1");
+        *names.get(index).expect("7 days, 12 months")
+    };
+    let text = format!(
+        "{} {} {:2} {:02}:{:02}:{:02} {:04}",
+        name(&WEEKDAYS, at.weekday().to_monday_one_offset()),
+        name(&MONTHS, at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        at.year()
+    );
+    out.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_asctime() {
+        for (sender, seconds, want) in [
+            (&b"a@b"[..], 0, "From a@b Thu Jan  1 00:00:00 1970\n"),
+            (
+                b"",
+                1_709_210_096,
+                "From MAILER-DAEMON Thu Feb 29 12:34:56 2024\n",
+            ),
+            (
+                b"a b\r\n\xe4@x",
+                1_700_000_000,
+                "From a%20b%0D%0A%E4@x Tue Nov 14 22:13:20 2023\n",
+            ),
+        ] {
+            let line = from_line(sender, WallNs::new(seconds * 1_000_000_000));
+            assert_eq!(
+                line.escape_ascii().to_string(),
+                want.escape_default().to_string()
+            );
+        }
+        let last = from_line(b"x", WallNs::new(u64::MAX));
+        assert!(last.ends_with(b" 2554\n"));
+    }
+
+    #[test]
+    fn the_longest_line_fits_its_limit() {
+        let line = from_line(&[0xFF; 1_000], WallNs::new(0));
+        assert_eq!(line.len(), FROM_LINE_BYTES_MAX);
+    }
+}
