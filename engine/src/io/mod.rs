@@ -13,13 +13,22 @@ use bytes::Bytes;
 use crate::error::IoError;
 
 pub mod buf;
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod flusher;
+mod inflight;
+mod nice;
 pub mod path;
+mod refusal;
 pub mod ring;
+mod rules;
 #[cfg(feature = "sim")]
 pub mod sim;
 
 pub use buf::AlignedBuf;
+pub use flusher::Helpers;
 pub use path::RelPath;
+pub use ring::{UringIo, UringOptions};
 
 /// The caller's name for an op; comes back in its completion.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
