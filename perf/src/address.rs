@@ -55,6 +55,15 @@ impl From<&Path> for Address {
     }
 }
 
+impl From<&Address> for ringpost_daemon::client::Address {
+    fn from(address: &Address) -> Self {
+        match address {
+            Address::Unix(path) => Self::Unix(path.clone()),
+            Address::Tcp(name) => Self::Tcp(name.clone()),
+        }
+    }
+}
+
 impl Address {
     /// A blocking connection, without Nagle's delay.
     pub(crate) fn connect(&self) -> anyhow::Result<Stream> {

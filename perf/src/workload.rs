@@ -145,16 +145,13 @@ fn push_line(text: &mut String, random: &mut fastrand::Rng) {
 
 /// The accounts of a run, named by their number.
 #[derive(Clone, Debug)]
-pub(crate) struct Users(Vec<String>);
+pub(crate) struct Users(Vec<Bytes>);
 
 impl Users {
     /// `count` of them, at least 1.
     pub(crate) fn new(prefix: &str, count: usize) -> Self {
-        Self(
-            (0..count.max(1))
-                .map(|index| format!("{prefix}{index:07}"))
-                .collect(),
-        )
+        let name = |index| Bytes::from(format!("{prefix}{index:07}"));
+        Self((0..count.max(1)).map(name).collect())
     }
 
     /// How many there are.
@@ -164,7 +161,13 @@ impl Users {
 
     /// The name of a user; `index` is below [`Self::count`].
     pub(crate) fn name(&self, index: usize) -> &str {
-        self.0.get(index).map_or("", String::as_str)
+        let name = self.0.get(index).map(Bytes::as_ref).unwrap_or_default();
+        std::str::from_utf8(name).expect("names are made of ASCII")
+    }
+
+    /// The same, shared.
+    pub(crate) fn shared_name(&self, index: usize) -> Bytes {
+        self.0.get(index).cloned().unwrap_or_default()
     }
 
     /// `count` different users (fewer if there are not so many), evenly spread.

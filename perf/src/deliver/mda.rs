@@ -1,0 +1,241 @@
+//! `--via mda`: one `ringpost-deliver` per message, N at a time, as an MTA's pipe(8) does it.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::plan::{Plan, Serials};
+use super::session::Outcome;
+use super::tally::{Tally, Watched};
+use crate::address::Address;
+use crate::schedule::Arrivals;
+use crate::workload::{Letter, SENDER};
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "threads that fork and wait share their account; it is locked for a microsecond"
+)]
+type Lock<T> = std::sync::Mutex<T>;
+
+/// What the threads share.
+struct Shared {
+    arrivals: Option<Arrivals>,
+    random: fastrand::Rng,
+    tally: Tally,
+    bytes_sent: u64,
+}
+
+/// A message to be sent by a thread.
+struct Task {
+    due: Duration,
+    serial: u64,
+    recipients: Vec<usize>,
+}
+
+/// Runs `plan.in_flight` threads until the end and returns their account.
+pub(crate) fn run(
+    plan: &Plan,
+    program: &Path,
+    node: &Address,
+    begin: Instant,
+) -> anyhow::Result<Tally> {
+    let shared = Lock::new(Shared {
+        arrivals: Arrivals::new(plan.pace, 1, plan.seed),
+        random: fastrand::Rng::with_seed(plan.seed),
+        tally: Tally::new(plan.users.count()),
+        bytes_sent: 0,
+    });
+    let letters = plan.letters(0, plan.in_flight)?;
+    let letters = std::thread::scope(|scope| {
+        let sender = |(slot, letter)| {
+            let shared = &shared;
+            scope.spawn(move || {
+                send(
+                    plan,
+                    shared,
+                    slot,
+                    letter,
+                    &|| command(program, node),
+                    begin,
+                )
+            })
+        };
+        let threads: Vec<_> = letters.into_iter().enumerate().map(sender).collect();
+        let joined = threads.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        joined.collect::<Vec<Letter>>()
+    });
+    let shared = shared
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut tally = shared.tally;
+    tally.close(letters);
+    Ok(tally)
+}
+
+fn command(program: &Path, node: &Address) -> Command {
+    let mut command = Command::new(program);
+    let socket = match node {
+        Address::Unix(path) => path.as_os_str().to_owned(),
+        Address::Tcp(name) => name.into(),
+    };
+    command.arg("--socket").arg(socket).args(["-f", SENDER]);
+    command
+}
+
+/// One thread: takes a task, waits until it is due, runs the program.
+fn send(
+    plan: &Plan,
+    shared: &Lock<Shared>,
+    slot: usize,
+    mut letter: Letter,
+    command: &dyn Fn() -> Command,
+    begin: Instant,
+) -> Letter {
+    loop {
+        let task = lock(shared).next(plan, begin.elapsed());
+        let Some(task) = task else {
+            return letter;
+        };
+        // Nothing can be answered earlier than it is due, and the thread has nothing else to do.
+        std::thread::sleep(task.due.saturating_sub(begin.elapsed()));
+        let late = begin.elapsed().saturating_sub(task.due);
+        let mut command = command();
+        for &user in &task.recipients {
+            command.arg("-d").arg(plan.users.name(user));
+        }
+        let bytes = letter.seal(task.serial);
+        let outcome = match deliver(&mut command, &bytes) {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::Refused(format!("{error:#}")),
+        };
+        letter.take_back(bytes);
+        let elapsed = begin.elapsed();
+        let mut shared = lock(shared);
+        shared.tally.late_max = shared.tally.late_max.max(late);
+        for &user in &task.recipients {
+            let serial = task.serial;
+            let to = Watched { user, slot, serial };
+            shared.tally.count_recipient(plan, to, &outcome, elapsed);
+        }
+        if outcome == Outcome::Stored {
+            shared.tally.count_message(plan, task.due, elapsed);
+        }
+    }
+}
+
+fn lock(shared: &Lock<Shared>) -> std::sync::MutexGuard<'_, Shared> {
+    shared
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Shared {
+    fn next(&mut self, plan: &Plan, elapsed: Duration) -> Option<Task> {
+        let due = match &mut self.arrivals {
+            None => elapsed,
+            Some(arrivals) => arrivals.take(Duration::MAX)?,
+        };
+        if due >= plan.end() || elapsed >= plan.end() || self.tally.capped {
+            return None;
+        }
+        let mut recipients = Vec::new();
+        plan.users
+            .draw(plan.recipients, &mut self.random, &mut recipients);
+        let serial = match plan.serials {
+            Serials::Fresh => self.tally.sent,
+            Serials::Repeated => 0,
+        };
+        self.tally.sent += 1;
+        self.bytes_sent += u64::try_from(plan.size).unwrap_or(u64::MAX);
+        self.tally.capped = self.bytes_sent >= plan.bytes_max;
+        Some(Task {
+            due,
+            serial,
+            recipients,
+        })
+    }
+}
+
+/// Runs the program with the message on its standard input. Its exit code is for all recipients.
+fn deliver(command: &mut Command, message: &[u8]) -> anyhow::Result<Outcome> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    // A program that gives up early closes its input; its exit code says more than EPIPE.
+    drop(feed(&mut child, message));
+    let output = child
+        .wait_with_output()
+        .context("cannot wait for the program")?;
+    if output.status.success() {
+        return Ok(Outcome::Stored);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or("");
+    Ok(Outcome::Refused(format!("{}: {said}", output.status)))
+}
+
+fn feed(child: &mut Child, message: &[u8]) -> std::io::Result<()> {
+    child
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut stdin| stdin.write_all(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_script(plan: &Plan, script: &'static str) -> Tally {
+        let shared = Lock::new(Shared {
+            arrivals: Arrivals::new(plan.pace, 1, plan.seed),
+            random: fastrand::Rng::with_seed(plan.seed),
+            tally: Tally::new(plan.users.count()),
+            bytes_sent: 0,
+        });
+        let letter = plan.letters(0, 1).unwrap().remove(0);
+        let command = || {
+            let mut command = Command::new("sh");
+            command.args(["-c", script, "sh"]);
+            command
+        };
+        send(plan, &shared, 0, letter, &command, Instant::now());
+        shared.into_inner().unwrap().tally
+    }
+
+    #[test]
+    fn exit_code_zero_is_stored_and_anything_else_is_told() {
+        let mut plan = Plan::tiny(4);
+        plan.bytes_max = 3 * 512;
+        plan.measured = Duration::from_secs(60);
+        let tally = run_script(&plan, "test $(wc -c) = 512");
+        assert_eq!((tally.sent, tally.recipients_all), (3, 3));
+        assert_eq!(tally.latencies.summary().count, 3);
+
+        let tally = run_script(&plan, "echo 4.3.0 not now >&2; exit 75");
+        let (text, count) = tally.errors.first_key_value().unwrap();
+        assert!(
+            text.contains("75") && text.contains("4.3.0 not now"),
+            "{text}"
+        );
+        assert_eq!((*count, tally.doubtful_by_user.iter().sum::<u32>()), (3, 3));
+    }
+
+    #[test]
+    fn open_loop_waits_for_the_due_time() {
+        let mut plan = Plan::tiny(4);
+        plan.pace = crate::schedule::Pace::Open { rate: 100.0 };
+        plan.measured = Duration::from_millis(200);
+        let tally = run_script(&plan, "exit 0");
+        assert!(tally.sent < 60, "{}", tally.sent);
+    }
+}
