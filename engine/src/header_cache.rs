@@ -1,18 +1,7 @@
 //! The header cache of a MSG run: the six fields that a list of messages shows, so that listing a
 //! mailbox reads no message (storage.md 3.8). Derived data: it can be made again from the message.
 //!
-//! Layout, little-endian, padded with zeros to a multiple of 64 bytes, at most 15 of them:
-//!
-//! | off | len | field |
-//! |---|---|---|
-//! | 0 | 12 | six u16: From, To, Subject, Date, Message-ID, In-Reply-To |
-//! | 12 | sum | the values in that order, without gaps |
-//!
-//! Of each u16 the low 12 bits are the value's length; bit 15: the message has this field; bit 14:
-//! the value was cut. Bits 12 and 13 are zero, and so are all bits of a field that is absent. A
-//! value is what stands behind the colon of the field's first occurrence, as received, with line
-//! ends of folding taken out and blanks at both ends; nothing is decoded. If the values do not fit,
-//! the longest are cut to a common length. A message with none of the fields has an empty cache.
+//! The layout is in FORMAT.md, "Header cache".
 
 use crate::error::CorruptReason;
 use crate::limits::{CACHE_SLOTS_MAX, SLOT_BYTES};
@@ -20,7 +9,7 @@ use crate::limits::{CACHE_SLOTS_MAX, SLOT_BYTES};
 /// Fields in the cache.
 pub const FIELDS_COUNT: usize = 6;
 
-/// Bytes of the six lengths.
+/// Bytes of the six lengths, u16 each: 12 bits of length, and the two bits below.
 const LENGTHS_BYTES: usize = 2 * FIELDS_COUNT;
 
 /// Bytes of an info slot as a `usize`.
@@ -34,7 +23,9 @@ pub const VALUES_BYTES_MAX: usize = CACHE_SLOTS_MAX * SLOT - LENGTHS_BYTES;
 const _: () = assert!(VALUES_BYTES_MAX < LENGTH_MASK as usize);
 
 const LENGTH_MASK: u16 = 0x0FFF;
+/// The message has the field.
 const PRESENT: u16 = 0x8000;
+/// The value was cut.
 const CUT: u16 = 0x4000;
 
 /// A cached field, in the order of the layout.
