@@ -1,5 +1,145 @@
-//! `ringpost`: the operator's tool.
+//! `ringpost`: the operator's tool. It asks a running node over the node protocol; only `check`
+//! reads files. Answers go to standard output (with `--json` one object a line), everything else to
+//! standard error, so that a pipe carries what was asked for and nothing else.
 
+pub mod check;
+pub mod export;
+pub mod mail;
+pub mod node;
 pub mod options;
+pub mod show;
 
+use std::ffi::OsString;
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
+
+use clap::Parser as _;
+
+use self::node::Node;
 pub use self::options::Options;
+use self::options::{Command, ConfigCommand};
+use crate::client::{ClientError, plain};
+use crate::config::Config;
+use crate::exit::Code;
+
+/// Why a command could not be done.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nobody reads our output any more: no reason to complain.
+    Quiet,
+    /// A line for standard error.
+    Said(String),
+    /// The command line asks for what cannot be; a line for standard error.
+    Misused(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Said(error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Of writing to standard output: all other errors are given words where they arise.
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self::Quiet
+        } else {
+            Self::Said(format!("standard output: {}", plain(&error)))
+        }
+    }
+}
+
+/// How an answer looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// Columns for a person.
+    Terminal,
+    /// Columns with a tab between, for scripts.
+    Tabs,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Standard output, and how answers look on it.
+#[derive(Debug)]
+pub struct Output {
+    /// To be flushed before a command is done.
+    pub writer: BufWriter<StdoutLock<'static>>,
+    /// As the options and the kind of output say.
+    pub form: Form,
+}
+
+/// The whole program; `words` are its arguments with its name. The caller exits with the result.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> Code {
+    let options = match Options::try_parse_from(words) {
+        Ok(options) => options,
+        Err(error) => {
+            // Help on a closed output is nobody's loss.
+            drop(error.print());
+            return if error.use_stderr() {
+                Code::Misused
+            } else {
+                Code::Done
+            };
+        }
+    };
+    let stdout = io::stdout();
+    let form = match (options.global.json, stdout.is_terminal()) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Terminal,
+        (false, false) => Form::Tabs,
+    };
+    let mut output = Output {
+        writer: BufWriter::with_capacity(64 << 10, stdout.lock()),
+        form,
+    };
+    let result = obey(&options, &mut output).and_then(|code| {
+        output.writer.flush()?;
+        Ok(code)
+    });
+    match result {
+        Ok(code) => code,
+        Err(Failure::Quiet) => Code::Failed,
+        Err(Failure::Said(line)) => tell(Code::Failed, &line),
+        Err(Failure::Misused(line)) => tell(Code::Misused, &line),
+    }
+}
+
+fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
+    let node = || Node::connect(&options.global);
+    match &options.command {
+        Command::Status => show::status(&mut node()?, output)?,
+        Command::Folders { user } => mail::folders(&mut node()?, user, output)?,
+        Command::List { user, folder } => mail::list(&mut node()?, (user, folder), output)?,
+        Command::Show { user, uid, folder } => {
+            mail::show(&mut node()?, (user, folder), *uid, output)?;
+        }
+        Command::Export { user, folder } => {
+            return export::export(&mut node()?, user, folder.as_deref(), output);
+        }
+        Command::Check => return check::check(&options.global, output),
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => {
+            Config::read(file)
+                .and_then(Config::finish)
+                .map_err(|error| Failure::Said(error.to_string()))?;
+            writeln!(output.writer, "{}: no errors", file.display())?;
+        }
+        Command::Man { directory } => {
+            let pages = super::man::write_pages(directory).map_err(|error| {
+                Failure::Said(format!("{}: {}", directory.display(), plain(&error)))
+            })?;
+            for page in pages {
+                writeln!(output.writer, "{}", page.display())?;
+            }
+        }
+    }
+    Ok(Code::Done)
+}
+
+/// One line on standard error, if there is one.
+fn tell(code: Code, line: &str) -> Code {
+    drop(writeln!(io::stderr(), "ringpost: {line}"));
+    code
+}

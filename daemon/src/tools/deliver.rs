@@ -30,14 +30,15 @@ use self::source::{Input, Source};
 use crate::client::{Address, Deadline, plain};
 use crate::exit::{Code, Outcome, combine, outcome};
 
-/// For a daemon to appear; the rest of the deadline is for the delivery.
+/// For a daemon to appear, but never more than half of `--timeout`.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long standard input is read to its end after a call that made no sense.
 const DRAIN: Duration = Duration::from_mins(1);
 
-/// The deadline lies this much before `--timeout`: the exit code has to come in time, too.
-const MARGIN: Duration = Duration::from_millis(200);
+/// So many parts in ten of `--timeout` are for the delivery; in the rest a message that met its
+/// deadline is still read to its end.
+const DELIVERY_TENTHS: u32 = 8;
 
 /// One line for standard error and the exit code it explains.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,9 +79,10 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> Code {
 
 fn run_options(options: &Options, mut stdin: Source) -> Code {
     guard::arm_alarm(options.deadline());
+    let whole = Deadline::after(options.deadline());
     let limits = Limits {
-        whole: Deadline::after(options.deadline().saturating_sub(MARGIN)),
-        connect: Deadline::after(CONNECT.min(options.deadline().saturating_sub(MARGIN))),
+        delivery: Deadline::after(options.deadline() * DELIVERY_TENTHS / 10),
+        connect: Deadline::after(CONNECT.min(options.deadline() / 2)),
     };
     let environment = Environment {
         recipient: std::env::var_os("RECIPIENT"),
@@ -93,7 +95,7 @@ fn run_options(options: &Options, mut stdin: Source) -> Code {
         .map_err(|error| usage(&error.to_string(), &stdin))
         .and_then(|envelope| deliver(&mut stdin, &envelope, &address, limits));
     if stdin.input().is_ok_and(|input| input != Input::Terminal) {
-        stdin.drain(limits.whole);
+        stdin.drain(whole);
     }
     match result {
         Ok(()) => Code::Done,

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use clap_mangen::Man;
 
+use crate::config::{KEYS, Reload};
+
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Pages that have no program: name and text.
@@ -46,6 +48,37 @@ pub fn write_pages(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(written)
 }
 
+/// ringpost.toml(5): every key, from the table that the daemon reads it with.
+fn configuration_page() -> String {
+    let mut page = include_str!("man/ringpost.toml.5").replace("@VERSION@", VERSION);
+    let mut keys = String::new();
+    for key in KEYS {
+        let (name, default) = (escape(key.name), escape(key.default));
+        let default = if default.is_empty() {
+            "none".to_owned()
+        } else {
+            default
+        };
+        let doc = escape(key.doc).replace('`', "");
+        let reload = match key.reload {
+            Reload::Live => "",
+            Reload::Restart => " Needs a restart.",
+        };
+        keys.extend([
+            ".TP\n.BR ",
+            &name,
+            " \" (default: ",
+            &default,
+            ")\"\n",
+            &doc,
+            reload,
+            "\n",
+        ]);
+    }
+    page = page.replace("@KEYS@\n", &keys);
+    page
+}
+
 /// File name and roff text of every page.
 fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut pages = Vec::new();
@@ -59,6 +92,10 @@ fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
             text.replace("@VERSION@", VERSION).into_bytes(),
         ));
     }
+    pages.push((
+        "ringpost.toml.5".to_owned(),
+        configuration_page().into_bytes(),
+    ));
     Ok(pages)
 }
 
@@ -116,7 +153,10 @@ mod tests {
             let text = String::from_utf8(page).unwrap();
             assert!(text.is_ascii(), "{name}");
             assert!(text.contains(".SH NAME"), "{name}");
-            assert!(!text.contains('@'.to_string().repeat(2).as_str()), "{name}");
+            assert!(
+                !text.contains("@KEYS@") && !text.contains("@VERSION@"),
+                "{name}"
+            );
             if !name.ends_with('5') {
                 assert!(
                     text.contains(".SH \"EXIT STATUS\"") || text.contains(".SH EXIT STATUS"),

@@ -43,8 +43,8 @@ impl SendError {
 /// When to stop waiting.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For all of it.
-    pub whole: Deadline,
+    /// For the daemon's answer.
+    pub delivery: Deadline,
     /// For a daemon to appear.
     pub connect: Deadline,
 }
@@ -57,20 +57,20 @@ pub fn send(
     address: &Address,
     limits: Limits,
 ) -> Result<Vec<RecipientReply>, SendError> {
-    let head = read_head(source, limits.whole)?;
+    let head = read_head(source, limits.delivery)?;
     let patience = Patience::Until(limits.connect);
-    let mut client = Client::connect(address, Role::Shim, limits.whole, patience)?;
+    let mut client = Client::connect(address, Role::Shim, limits.delivery, patience)?;
     let size_hint = source
         .is_ended()
         .then(|| u64::try_from(head.len()).unwrap_or(u64::MAX));
-    let request = envelope.request(limits.whole, size_hint);
+    let request = envelope.request(limits.delivery, size_hint);
     if source.is_ended() {
-        return Ok(client.deliver(&request, &head, limits.whole)?);
+        return Ok(client.deliver(&request, &head, limits.delivery)?);
     }
     let mut session = Streaming {
         client: &mut client,
         source,
-        deadline: limits.whole,
+        deadline: limits.delivery,
     };
     session.run(&request, head)
 }

@@ -1,0 +1,128 @@
+//! `check`: every checksum of a data directory, segment against index, the log's chain. Offline: it
+//! holds the store's lock meanwhile, so that no daemon starts on what it reads.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use ringpost_engine::check::{DirTree, Report, Severity};
+use serde_json::json;
+
+use super::node::data_dir;
+use super::options::Global;
+use super::show::json;
+use super::{Failure, Form, Output};
+use crate::client::plain;
+use crate::exit::Code;
+
+/// The file that a running daemon holds locked (storage.md 2.1).
+const STORE: &str = "STORE";
+
+/// Checks the data directory that the options name.
+pub fn check(global: &Global, output: &mut Output) -> Result<Code, Failure> {
+    if global.to.is_some() {
+        return Err(Failure::Misused(
+            "check reads files: it takes --data DIR, not --to".to_owned(),
+        ));
+    }
+    let data = data_dir(global);
+    let lock = lock(&data)?;
+    let bar = ProgressBar::new(0);
+    let template = "{pos} of {len} parts {wide_bar} {msg} messages, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    let report = ringpost_engine::check::check(&DirTree::new(&data), &mut |progress| {
+        bar.set_length(progress.of);
+        bar.set_position(progress.done);
+        bar.set_message(progress.messages.to_string());
+    });
+    bar.finish_and_clear();
+    drop(lock);
+    say(&data, &report, output)?;
+    Ok(if report.is_sound() {
+        Code::Done
+    } else {
+        Code::Failed
+    })
+}
+
+/// Shared: two checks may run, a check and a daemon may not.
+fn lock(data: &Path) -> Result<Flock<File>, Failure> {
+    let path = data.join(STORE);
+    let file = OpenOptions::new().read(true).open(&path).map_err(|error| {
+        Failure::Said(match error.kind() {
+            std::io::ErrorKind::NotFound => format!(
+                "{} is not a data directory of Ringpost: it has no {STORE} file",
+                data.display()
+            ),
+            _ => format!("{}: {}", path.display(), plain(&error)),
+        })
+    })?;
+    Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| {
+        Failure::Said(match errno {
+            Errno::EWOULDBLOCK => format!(
+                "a daemon runs on {}; stop it first, or check a copy",
+                data.display()
+            ),
+            errno => format!("{}: cannot lock: {}", path.display(), errno.desc()),
+        })
+    })
+}
+
+fn say(data: &Path, report: &Report, output: &mut Output) -> Result<(), Failure> {
+    if output.form == Form::Json {
+        return json(
+            output,
+            &json!({
+                "data": data.display().to_string(),
+                "sound": report.is_sound(),
+                "files": report.files,
+                "users": report.users,
+                "messages": report.messages,
+                "bytes": report.bytes,
+                "findings_left_off": report.findings_left_off,
+                "findings": report.findings.iter().map(|finding| json!({
+                    "severity": severity(finding.severity),
+                    "problem": finding.problem.to_string(),
+                })).collect::<Vec<_>>(),
+            }),
+        );
+    }
+    for finding in &report.findings {
+        writeln!(output.writer, "{finding}")?;
+    }
+    if report.findings_left_off > 0 {
+        writeln!(
+            output.writer,
+            "and {} more findings",
+            report.findings_left_off
+        )?;
+    }
+    let verdict = if report.is_sound() {
+        "no damage"
+    } else {
+        "DAMAGED"
+    };
+    writeln!(
+        output.writer,
+        "{}: {verdict}; {} users, {} messages, {} bytes, {} files",
+        data.display(),
+        report.users,
+        report.messages,
+        report.bytes,
+        report.files,
+    )?;
+    Ok(())
+}
+
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Expected => "expected",
+        Severity::Minor => "minor",
+        Severity::Damage => "damage",
+    }
+}

@@ -1,0 +1,215 @@
+//! Which node is asked, and the questions as the commands need them.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringpost_netproto::frame::Status;
+use ringpost_netproto::id::Uid;
+use ringpost_netproto::limits::LIST_ENTRIES_MAX;
+use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::fetch::FetchRequest;
+use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
+use ringpost_netproto::message::mailbox::MailboxStatus;
+use ringpost_netproto::message::printable;
+use ringpost_netproto::message::report::ReportField;
+use ringpost_netproto::version::Role;
+
+use super::Failure;
+use super::options::Global;
+use crate::client::{Address, Client, ClientError, Deadline, Patience};
+
+/// Below a data directory.
+const SOCKET_IN_DATA: &str = "run/node";
+
+/// Where packages let the daemon listen.
+const SOCKET_OF_SYSTEM: &str = "/run/ringpost/node";
+
+/// What `ringpostd` uses if nothing is said.
+const DATA_DEFAULT: &str = "ringpost-data";
+
+/// A connection to the node that was meant.
+#[derive(Debug)]
+pub struct Node {
+    client: Client,
+    /// For each answer, not for a whole command: an export may take hours.
+    patience: Duration,
+}
+
+/// The data directory that was meant: `--data`, or the default.
+pub fn data_dir(global: &Global) -> PathBuf {
+    global
+        .data
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DATA_DEFAULT))
+}
+
+/// The address of the running node that was meant.
+fn address(global: &Global) -> Address {
+    match (&global.to, &global.data) {
+        (Some(to), _) => Address::from_path(to),
+        (None, Some(data)) => Address::Unix(data.join(SOCKET_IN_DATA)),
+        (None, None) if Path::new(SOCKET_OF_SYSTEM).exists() => {
+            Address::Unix(SOCKET_OF_SYSTEM.into())
+        }
+        (None, None) => Address::Unix(Path::new(DATA_DEFAULT).join(SOCKET_IN_DATA)),
+    }
+}
+
+impl Node {
+    /// Connects to the node that the options name.
+    pub fn connect(global: &Global) -> Result<Self, Failure> {
+        let patience = Duration::from_secs(global.timeout);
+        let address = address(global);
+        let deadline = Deadline::after(patience);
+        let client = Client::connect(&address, Role::Admin, deadline, Patience::None);
+        Ok(Self {
+            client: client.map_err(|error| no_node(&error, global))?,
+            patience,
+        })
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.patience)
+    }
+
+    /// The node's report.
+    pub fn status(&mut self) -> Result<Vec<ReportField>, Failure> {
+        let deadline = self.deadline();
+        Ok(self.client.status(deadline)?)
+    }
+
+    /// The mailboxes of `user`.
+    pub fn mailboxes(&mut self, user: &OsStr) -> Result<Vec<MailboxStatus>, Failure> {
+        let deadline = self.deadline();
+        self.client
+            .mailboxes(user.as_bytes(), deadline)
+            .map_err(|error| refused(&error, user, None))
+    }
+
+    /// Every page of a mailbox, in order, handed to `page`.
+    pub fn pages(
+        &mut self,
+        user: &OsStr,
+        mailbox: &MailboxRef,
+        mut page: impl FnMut(&mut Self, ListPage) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut after_uid = 0;
+        loop {
+            let request = ListRequest {
+                user: bytes(user),
+                mailbox: mailbox.clone(),
+                after_uid,
+                entries_max: u32::try_from(LIST_ENTRIES_MAX).unwrap_or(u32::MAX),
+            };
+            let deadline = self.deadline();
+            let next = self
+                .client
+                .list(&request, deadline)
+                .map_err(|error| refused(&error, user, Some(mailbox)))?;
+            let last = next.entries.last().map(|entry| entry.uid.value());
+            let more = next.more;
+            page(self, next)?;
+            match last {
+                // Uids ascend; a node that does not keep to it must not keep us here forever.
+                Some(last) if more == More::Yes && last > after_uid => after_uid = last,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// One message: its entry, then its bytes in pieces.
+    pub fn fetch(
+        &mut self,
+        user: &OsStr,
+        mailbox: &MailboxRef,
+        uid: Uid,
+        mut piece: impl FnMut(&ListEntry, Bytes) -> Result<(), Failure>,
+    ) -> Result<ListEntry, FetchError> {
+        let request = FetchRequest {
+            user: bytes(user),
+            mailbox: mailbox.clone(),
+            uid,
+        };
+        let deadline = self.deadline();
+        let (id, entry) = self.client.fetch(&request, deadline)?;
+        loop {
+            let deadline = self.deadline();
+            match self.client.fetched(id, deadline)? {
+                Some(data) => piece(&entry, data)?,
+                None => return Ok(entry),
+            }
+        }
+    }
+}
+
+/// Why a message was not fetched, or not to its end.
+#[derive(Debug)]
+pub enum FetchError {
+    /// The node, or the way to it.
+    Client(ClientError),
+    /// What became of the pieces.
+    Output(Failure),
+}
+
+impl From<ClientError> for FetchError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<Failure> for FetchError {
+    fn from(failure: Failure) -> Self {
+        Self::Output(failure)
+    }
+}
+
+impl FetchError {
+    /// As the end of a command.
+    pub fn into_failure(self, user: &OsStr, mailbox: &MailboxRef) -> Failure {
+        match self {
+            Self::Client(error) => refused(&error, user, Some(mailbox)),
+            Self::Output(failure) => failure,
+        }
+    }
+}
+
+/// Bytes of a word of the command line.
+pub fn bytes(word: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(word.as_bytes())
+}
+
+/// A name for a person.
+pub fn name(word: &OsStr) -> String {
+    printable(word.as_bytes())
+}
+
+/// Nobody answers: also say what to try.
+fn no_node(error: &ClientError, global: &Global) -> Failure {
+    let hint = if global.data.is_some() || global.to.is_some() {
+        "is the daemon running?"
+    } else {
+        "is the daemon running? --data DIR or --to ADDRESS names another one"
+    };
+    Failure::Said(match error {
+        ClientError::Io { .. } => format!("{error}; {hint}"),
+        _ => error.to_string(),
+    })
+}
+
+/// A refusal in the words of the command line.
+fn refused(error: &ClientError, user: &OsStr, mailbox: Option<&MailboxRef>) -> Failure {
+    let mailbox = match mailbox {
+        Some(MailboxRef::Name(name)) => printable(name),
+        Some(MailboxRef::Id(id)) => id.to_string(),
+        None => String::new(),
+    };
+    Failure::Said(match error.status() {
+        Status::NoUser => format!("no such user: {}", name(user)),
+        Status::NoMailbox => format!("{} has no mailbox {mailbox:?}", name(user)),
+        Status::NoMessage => format!("no such message in {mailbox:?} of {}", name(user)),
+        _ => error.to_string(),
+    })
+}
