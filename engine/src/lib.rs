@@ -1,6 +1,7 @@
 //! The mail of one node: a synchronous state machine over `trait Io`.
 #![deny(unsafe_code)]
 
+pub mod check;
 pub mod config;
 pub mod error;
 pub mod format;

@@ -71,6 +71,11 @@ impl RelPath {
         Self::new(".".to_owned())
     }
 
+    /// `STORE`: what the data directory is.
+    pub fn store() -> Self {
+        Self::new("STORE".to_owned())
+    }
+
     /// `log/<id>`: one shard's log.
     pub fn log_dir(log_id: u32) -> Self {
         Self::new(format!("log/{log_id:02x}"))

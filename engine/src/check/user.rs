@@ -1,0 +1,550 @@
+//! One partition, one user: the index, folded with what the log holds, against the segments, the
+//! file names and `folders`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
+
+use super::log::LogState;
+use super::redo::{OwnedMailbox, OwnedRun, UserId, UserRedo};
+use super::segment::{Bad, message};
+use super::tree::Window;
+use super::{Checker, Severity};
+use crate::error::CorruptReason;
+use crate::format::Reserved;
+use crate::format::folders::{FOLDERS_BYTES_MAX, Folders};
+use crate::format::info::{
+    ChangeKind, FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MailboxOp, Msg, OWN_FILE, Run, Runs,
+    SLOT, Seed,
+};
+use crate::format::store_file::StoreFile;
+use crate::io::RelPath;
+use crate::limits::INFO_BYTES_MAX;
+use crate::position::Lsn;
+
+/// A mailbox after the fold.
+struct Folded {
+    uidvalidity: UidValidity,
+    name: String,
+    alive: bool,
+}
+
+/// A message after the fold.
+struct Entry {
+    msg: Msg,
+    /// In the info file, in bytes from its start.
+    info_at: u64,
+    /// Whether the log will write it again, so that the files may lack it.
+    pending: bool,
+    alive: bool,
+}
+
+/// A user's index after the fold.
+#[derive(Default)]
+struct Fold {
+    mailboxes: BTreeMap<MailboxId, Folded>,
+    messages: BTreeMap<(MailboxId, Uid), Entry>,
+    /// Segments that this generation replaced.
+    retired: BTreeSet<u32>,
+}
+
+/// What is looked at.
+struct Place<'a> {
+    id: UserId,
+    dir: RelPath,
+    log: Option<LogState>,
+    redo: &'a UserRedo,
+    /// Name and size of each entry of the directory.
+    names: BTreeMap<String, u64>,
+}
+
+impl Place<'_> {
+    fn has(&self, path: &RelPath) -> bool {
+        self.names.contains_key(path.file_name())
+    }
+}
+
+impl Checker<'_> {
+    /// Checks all users of a partition; `redo` has those with records above the checkpoint.
+    pub(super) fn partition(
+        &mut self,
+        store: &StoreFile,
+        partition: PartitionId,
+        log: Option<LogState>,
+        mut redo: BTreeMap<UserId, UserRedo>,
+    ) {
+        let dir = RelPath::partition_dir(partition);
+        for (name, _) in self.list(&dir).unwrap_or_default() {
+            let Some(id) = user_of(partition, &name) else {
+                if let Some(path) = dir.entry(&name) {
+                    let reason = CorruptReason::Value("not the name of a user's directory");
+                    self.found(Severity::Minor, &path, 0, reason);
+                }
+                continue;
+            };
+            if store.partitions.partition(id.user) != partition {
+                self.damage(&user_dir(&id), 0, CorruptReason::Identity);
+            }
+            let redo = redo.remove(&id).unwrap_or_default();
+            self.user(store, id, log, &redo);
+        }
+        for (id, redo) in redo {
+            if redo.created.is_none() {
+                self.damage(&user_dir(&id), 0, CorruptReason::Truncated);
+            }
+            let names = BTreeMap::new();
+            let place = Place {
+                id,
+                dir: user_dir(&id),
+                log,
+                redo: &redo,
+                names,
+            };
+            self.index(store, &place, &[], None);
+        }
+    }
+
+    fn user(&mut self, store: &StoreFile, id: UserId, log: Option<LogState>, redo: &UserRedo) {
+        let dir = user_dir(&id);
+        let Some(names) = self.list(&dir) else { return };
+        let names = names.into_iter().collect();
+        let place = Place {
+            id,
+            dir,
+            log,
+            redo,
+            names,
+        };
+        if redo.is_empty() && place.names.keys().all(|name| is_unborn(name)) {
+            // Made for a record that never came.
+            return;
+        }
+        let current = place.names.keys().filter_map(|name| info_of(name)).max();
+        let Some(generation) = current else {
+            if redo.created.is_none() {
+                self.damage(&place.dir.info(1), 0, CorruptReason::Truncated);
+            }
+            self.index(store, &place, &[], None);
+            return;
+        };
+        let path = place.dir.info(generation);
+        let size = place.names.get(path.file_name()).copied().unwrap_or(0);
+        if size > INFO_BYTES_MAX {
+            self.damage(&path, 0, CorruptReason::Length);
+            return;
+        }
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        let Some(bytes) = self.read(&path, 0, len) else {
+            return;
+        };
+        self.index(store, &place, &bytes, Some(generation));
+    }
+
+    /// Folds the info file (empty if there is none) and redo, and checks all that it names.
+    fn index(&mut self, store: &StoreFile, place: &Place<'_>, bytes: &[u8], found: Option<u32>) {
+        self.report.users += 1;
+        let generation = found.unwrap_or(place.redo.generation);
+        let path = place.dir.info(generation);
+        if !place.redo.runs.is_empty() && place.redo.generation != generation {
+            self.damage(
+                &path,
+                36,
+                CorruptReason::Disagree("the log and the info's generation"),
+            );
+        }
+        let mut name = place.redo.created.clone();
+        let mut reserved = Reserved::Zero;
+        let id = &place.id;
+        match InfoHeader::open(bytes, id.user, id.ordinal, generation) {
+            Ok(header) => {
+                reserved = header.version.reserved();
+                if store.key.user_hash(&header.name) != id.user {
+                    self.damage(&path, 88, CorruptReason::Identity);
+                }
+                name = Some(header.name.into_vec());
+            }
+            Err(_) if name.is_some() => {}
+            Err(reason) if found.is_some() => self.damage(&path, 0, reason),
+            Err(_) => {}
+        }
+        let seed = Seed {
+            user: id.user,
+            generation,
+        };
+        let runs = bytes.get(INFO_HEADER_BYTES..).unwrap_or_default();
+        let runs = Runs::new(runs, seed, FIRST_SLOT).reserved(reserved);
+        let fold = self.fold(place, &path, runs);
+        self.segments(place, &path, &fold);
+        self.folders(place, &fold, name.as_deref());
+        for entry in fold.messages.values().filter(|entry| entry.alive) {
+            self.report.messages += 1;
+            self.report.bytes += u64::from(entry.msg.stored_len);
+        }
+    }
+
+    fn fold(&mut self, place: &Place<'_>, path: &RelPath, runs: Runs<'_>) -> Fold {
+        let mut all: BTreeMap<u32, (OwnedRun, bool)> = BTreeMap::new();
+        for run in runs {
+            if place.redo.covers(run.slot, run.slots) {
+                continue;
+            }
+            let at = slot_at(run.slot);
+            match run.run {
+                Ok(value) => {
+                    if let Some(lsn) = lsn_of(&value)
+                        && place.log.is_some_and(|log| lsn >= log.checkpoint)
+                    {
+                        let what = "the index and the log: a run whose record is not in the log";
+                        // Or of the time when another log held this partition.
+                        self.found(Severity::Minor, path, at, CorruptReason::Disagree(what));
+                    }
+                    all.insert(run.slot, (value.into(), false));
+                }
+                Err(reason) => self.damage(path, at, reason),
+            }
+        }
+        for (slot, (_, run)) in &place.redo.runs {
+            all.insert(*slot, (run.clone(), true));
+        }
+        let mut fold = Fold::default();
+        let mut expunges = Vec::new();
+        for (slot, (run, pending)) in all {
+            let info_at = slot_at(slot);
+            match run {
+                OwnedRun::Msg(msg) => {
+                    let entry = Entry {
+                        msg,
+                        info_at,
+                        pending,
+                        alive: true,
+                    };
+                    if let Err(reason) = fold.add(entry) {
+                        self.damage(path, info_at, reason);
+                    }
+                }
+                OwnedRun::Mailbox(mailbox) => {
+                    if let Err(reason) = fold.mailbox(mailbox) {
+                        self.damage(path, info_at, reason);
+                    }
+                }
+                OwnedRun::Change(change) if change.kind == ChangeKind::Expunge => {
+                    expunges.push(change);
+                }
+                OwnedRun::Retire(segments) => fold.retired.extend(segments),
+                OwnedRun::Change(_) | OwnedRun::Other => {}
+            }
+        }
+        for change in expunges {
+            let range = (change.mailbox, change.uid_low)..=(change.mailbox, change.uid_high);
+            for (_, entry) in fold.messages.range_mut(range) {
+                entry.alive &= entry.msg.modseq > change.modseq;
+            }
+        }
+        for ((mailbox, _), entry) in &mut fold.messages {
+            entry.alive &= fold
+                .mailboxes
+                .get(mailbox)
+                .is_some_and(|mailbox| mailbox.alive);
+        }
+        fold
+    }
+
+    /// Every message of the index in its segment, every byte of a segment in the index.
+    fn segments(&mut self, place: &Place<'_>, info: &RelPath, fold: &Fold) {
+        let mut segments: BTreeMap<u32, Vec<&Entry>> = BTreeMap::new();
+        let mut named = BTreeSet::new();
+        for entry in fold.messages.values() {
+            if entry.msg.format_flags & OWN_FILE != 0 {
+                named.insert(self.large(place, fold, entry));
+            } else {
+                segments.entry(entry.msg.segment).or_default().push(entry);
+            }
+        }
+        for (segment, mut entries) in segments {
+            entries.sort_by_key(|entry| entry.msg.offset);
+            let path = place.dir.segment(segment);
+            named.insert(path.file_name().to_owned());
+            self.segment(place, fold, info, &path, &entries);
+        }
+        for name in place.names.keys() {
+            let explained = named.contains(name)
+                || name == place.dir.folders().file_name()
+                || info_of(name).is_some()
+                || segment_of(name).is_some_and(|segment| fold.retired.contains(&segment))
+                || is_unborn(name);
+            if !explained && let Some(path) = place.dir.entry(name) {
+                let severity = match segment_of(name) {
+                    // Of a user whose index lost its end, or of an unlink that did not happen.
+                    Some(_) => Severity::Damage,
+                    None => Severity::Minor,
+                };
+                let reason = CorruptReason::Disagree("the index does not name this file");
+                self.found(severity, &path, 0, reason);
+            }
+        }
+    }
+
+    fn segment(
+        &mut self,
+        place: &Place<'_>,
+        fold: &Fold,
+        info: &RelPath,
+        path: &RelPath,
+        entries: &[&Entry],
+    ) {
+        let size = place.names.get(path.file_name()).copied();
+        let dead = entries.iter().all(|entry| !entry.alive);
+        if size.is_none() && dead {
+            return;
+        }
+        let mut window = Window::new(self.tree, path);
+        self.report.files += u64::from(size.is_some());
+        let mut end = 0;
+        let mut mailbox = None;
+        for entry in entries {
+            let msg = &entry.msg;
+            if mailbox
+                .replace(msg.mailbox)
+                .is_some_and(|other| other != msg.mailbox)
+            {
+                let reason = CorruptReason::Value("two mailboxes in one segment");
+                self.damage(info, entry.info_at, reason);
+            }
+            if msg.offset < end {
+                let reason = CorruptReason::Value("two messages in one place of a segment");
+                self.damage(info, entry.info_at, reason);
+            } else if msg.offset > end {
+                let reason = CorruptReason::Disagree("the index does not explain these bytes");
+                self.damage(path, end, reason);
+            }
+            end = end.max(msg.offset + msg.segment_bytes());
+            if !entry.pending {
+                let validity = fold.uidvalidity(msg.mailbox);
+                // The bytes of an expunged message are nobody's loss, nor need they be there.
+                let severity = if entry.alive {
+                    Severity::Damage
+                } else {
+                    Severity::Minor
+                };
+                if entry.alive || size.is_some_and(|size| size >= end) {
+                    self.message((severity, path, size), &mut window, msg, validity);
+                }
+            } else if entry.alive {
+                self.pending_validity(place, fold, info, entry);
+            }
+        }
+        if size.is_some_and(|size| size > end) {
+            let reason = CorruptReason::Disagree("the index does not explain these bytes");
+            self.damage(path, end, reason);
+        }
+    }
+
+    fn message(
+        &mut self,
+        (severity, path, size): (Severity, &RelPath, Option<u64>),
+        window: &mut Window<'_>,
+        msg: &Msg,
+        uidvalidity: u32,
+    ) {
+        if size.is_none() {
+            self.found(severity, path, msg.offset, CorruptReason::Truncated);
+            return;
+        }
+        match message(window, msg, uidvalidity) {
+            Ok(()) => {}
+            Err(Bad::At(offset, reason)) => self.found(severity, path, offset, reason),
+            Err(Bad::Io(error)) => self.finding(severity, error.corrupt()),
+        }
+    }
+
+    /// A pending message's store line was compared with its record, but for the uidvalidity.
+    fn pending_validity(&mut self, place: &Place<'_>, fold: &Fold, info: &RelPath, entry: &Entry) {
+        let msg = &entry.msg;
+        let found = place.redo.validities.get(&(msg.mailbox, msg.uid));
+        if found.is_some_and(|found| *found != fold.uidvalidity(msg.mailbox)) {
+            let reason = CorruptReason::Disagree("the store line and the mailbox's uidvalidity");
+            self.damage(info, entry.info_at, reason);
+        }
+    }
+
+    /// A large message: its file, or while its record is in the log perhaps still the part file.
+    /// Gives the name that the index explains.
+    fn large(&mut self, place: &Place<'_>, fold: &Fold, entry: &Entry) -> String {
+        let msg = &entry.msg;
+        let last = place.dir.large(msg.segment, msg.mailbox, msg.uid);
+        let part = place.dir.segment_part(msg.segment);
+        let path = if !place.has(&last) && entry.pending && place.has(&part) {
+            &part
+        } else {
+            &last
+        };
+        let size = place.names.get(path.file_name()).copied();
+        if entry.alive {
+            let mut window = Window::new(self.tree, path);
+            self.report.files += u64::from(size.is_some());
+            let validity = fold.uidvalidity(msg.mailbox);
+            self.message((Severity::Damage, path, size), &mut window, msg, validity);
+            let end = msg.offset + msg.segment_bytes();
+            if msg.offset != 0 || size.is_some_and(|size| size > end) {
+                let reason = CorruptReason::Disagree("the index and the length of a large file");
+                self.damage(path, end, reason);
+            }
+        }
+        last.file_name().to_owned()
+    }
+
+    /// `folders` says what the index says, unless a change of mailboxes is in the log only.
+    fn folders(&mut self, place: &Place<'_>, fold: &Fold, name: Option<&[u8]>) {
+        let path = place.dir.folders();
+        let Some(name) = name.filter(|_| !place.redo.changes_mailboxes()) else {
+            return;
+        };
+        if !place.has(&path) {
+            self.damage(&path, 0, CorruptReason::Truncated);
+            return;
+        }
+        let Some(bytes) = self.read(&path, 0, FOLDERS_BYTES_MAX + 1) else {
+            return;
+        };
+        let folders = match Folders::decode(&bytes) {
+            Ok(folders) => folders,
+            Err(reason) => {
+                self.damage(&path, 0, reason);
+                return;
+            }
+        };
+        let alive = fold.mailboxes.iter().filter(|(_, mailbox)| mailbox.alive);
+        let same = folders.user == name
+            && folders
+                .mailboxes
+                .iter()
+                .map(|f| (&f.mailbox, f.uidvalidity, &f.name))
+                .eq(alive.map(|(id, mailbox)| (id, mailbox.uidvalidity, &mailbox.name)));
+        if !same {
+            self.damage(&path, 0, CorruptReason::Disagree("folders and the index"));
+        }
+    }
+}
+
+impl Fold {
+    fn add(&mut self, entry: Entry) -> Result<(), CorruptReason> {
+        let key = (entry.msg.mailbox, entry.msg.uid);
+        if !self.mailboxes.contains_key(&key.0) {
+            self.messages.insert(key, entry);
+            return Err(CorruptReason::Value(
+                "a message in a mailbox that was never made",
+            ));
+        }
+        if self.messages.insert(key, entry).is_some() {
+            return Err(CorruptReason::Value("a uid was given twice"));
+        }
+        Ok(())
+    }
+
+    fn mailbox(&mut self, run: OwnedMailbox) -> Result<(), CorruptReason> {
+        let known = self.mailboxes.get_mut(&run.mailbox);
+        match (run.op, known) {
+            (MailboxOp::Create | MailboxOp::Snapshot, None) => {
+                let OwnedMailbox {
+                    mailbox,
+                    uidvalidity,
+                    name,
+                    ..
+                } = run;
+                self.mailboxes.insert(
+                    mailbox,
+                    Folded {
+                        uidvalidity,
+                        name,
+                        alive: true,
+                    },
+                );
+                Ok(())
+            }
+            (MailboxOp::Create | MailboxOp::Snapshot, Some(_)) => {
+                Err(CorruptReason::Value("a mailbox was made twice"))
+            }
+            (_, None) => Err(CorruptReason::Value(
+                "a change of a mailbox that was never made",
+            )),
+            (_, Some(known)) if known.uidvalidity != run.uidvalidity => {
+                Err(CorruptReason::Value("a mailbox's uidvalidity changed"))
+            }
+            (MailboxOp::Rename, Some(known)) => {
+                known.name = run.name;
+                Ok(())
+            }
+            (MailboxOp::Delete, Some(known)) => {
+                known.alive = false;
+                Ok(())
+            }
+            (MailboxOp::Subscribe | MailboxOp::Unsubscribe, Some(_)) => Ok(()),
+        }
+    }
+
+    fn uidvalidity(&self, mailbox: MailboxId) -> u32 {
+        self.mailboxes
+            .get(&mailbox)
+            .map_or(0, |mailbox| mailbox.uidvalidity.value())
+    }
+}
+
+fn user_dir(id: &UserId) -> RelPath {
+    RelPath::user_dir(id.partition, id.user, id.ordinal)
+}
+
+/// The user of a directory name; only the form that the engine writes.
+fn user_of(partition: PartitionId, name: &str) -> Option<UserId> {
+    let (hash, ordinal) = name.split_once('-')?;
+    let user = UserHash::new(u64::from_str_radix(hash, 16).ok()?);
+    let id = UserId {
+        partition,
+        user,
+        ordinal: ordinal.parse().ok()?,
+    };
+    (user_dir(&id).file_name() == name).then_some(id)
+}
+
+/// Whether a file was never promised to anybody.
+fn is_unborn(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, end)| end == "part" || end == "new")
+}
+
+/// The generation of an info file's name.
+fn info_of(name: &str) -> Option<u32> {
+    hex8(name.strip_prefix("info.")?)
+}
+
+/// The segment of a segment's name, shared or of one message.
+fn segment_of(name: &str) -> Option<u32> {
+    let mut parts = name.strip_suffix(".mbox")?.split('.').map(hex8);
+    let segment = parts.next()??;
+    parts.all(|part| part.is_some()).then_some(segment)
+}
+
+/// Exactly 8 lower-case digits.
+fn hex8(text: &str) -> Option<u32> {
+    let value = u32::from_str_radix(text, 16).ok()?;
+    (format!("{value:08x}") == text).then_some(value)
+}
+
+/// Of a run, in bytes from the info file's start.
+fn slot_at(slot: u32) -> u64 {
+    u64::from(slot) * u64::try_from(SLOT).expect("64")
+}
+
+/// Position of the frame that held a run's record; `None` if no record did.
+fn lsn_of(run: &Run<'_>) -> Option<Lsn> {
+    let (lsn, rebuilt) = match run {
+        Run::Msg { msg, .. } => (
+            msg.lsn,
+            msg.format_flags & crate::format::info::REBUILT != 0,
+        ),
+        Run::Change(change) => (change.lsn, false),
+        Run::Mailbox(mailbox) => (mailbox.lsn, mailbox.op == MailboxOp::Snapshot),
+        Run::Keyword(keyword) => (keyword.lsn, false),
+        Run::Retire(_) | Run::Unknown(_) => return None,
+    };
+    (!rebuilt).then_some(lsn)
+}
