@@ -172,7 +172,7 @@ pub(crate) fn opens_say_what_is_wrong<R: Rig>() {
         path: entry("a"),
         mode,
     };
-    for mode in [OpenMode::Read, OpenMode::Log] {
+    for mode in [OpenMode::Read, OpenMode::Log, OpenMode::Edit] {
         assert_eq!(disk.errno(open(mode)), libc::ENOENT);
     }
     disk.create(&path, b"x");
@@ -236,6 +236,15 @@ pub(crate) fn reads_end_where_the_file_ends<R: Rig>() {
         data: Bytes::from_static(b"no"),
     };
     assert_eq!(disk.errno(write), libc::EBADF);
+    let (edited, bytes) = disk.open(&entry("a"), OpenMode::Edit);
+    assert_eq!(bytes, 5003);
+    disk.ok(Op::Write {
+        file: edited,
+        offset: 6,
+        data: Bytes::from_static(b"there"),
+    });
+    assert_eq!(disk.read(edited, 0, 11), b"hello there");
+    assert_eq!(disk.read(file, 0, 11), b"hello there");
     let long = Op::Read {
         file,
         offset: 0,

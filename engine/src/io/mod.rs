@@ -48,6 +48,8 @@ pub enum OpenMode {
     Log,
     /// A new file (`O_EXCL`), read and write, mode 0600.
     Create,
+    /// An existing file, read and write, through the page cache.
+    Edit,
 }
 
 /// One operation on the file system.
@@ -100,7 +102,7 @@ pub enum Op {
     },
     /// Writes through the page cache, whole. Not durable. Done: [`Done::Nothing`].
     Write {
-        /// A file opened with [`OpenMode::Create`].
+        /// A file opened with [`OpenMode::Create`] or [`OpenMode::Edit`].
         file: FileId,
         /// Bytes from the start.
         offset: u64,

@@ -616,6 +616,7 @@ fn open_entry(at: Fd, path: &RelPath, mode: OpenMode, noatime: bool) -> Entry {
         OpenMode::Read => libc::O_RDONLY,
         OpenMode::Log => libc::O_RDWR | libc::O_DIRECT,
         OpenMode::Create => libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+        OpenMode::Edit => libc::O_RDWR,
     };
     opcode::OpenAt::new(at, path.as_c_str().as_ptr())
         .flags(flags | libc::O_CLOEXEC)

@@ -11,7 +11,7 @@ impl Op {
     pub(crate) fn operation(&self) -> &'static str {
         match self {
             Self::Open { mode, .. } => match mode {
-                OpenMode::Read | OpenMode::Log => "open",
+                OpenMode::Read | OpenMode::Log | OpenMode::Edit => "open",
                 OpenMode::Create => "create",
             },
             Self::Close { .. } => "close",

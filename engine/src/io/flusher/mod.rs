@@ -28,6 +28,8 @@ use super::{Done, Op};
 use crate::error::IoError;
 
 pub(crate) use dir::Dir;
+#[cfg(feature = "sim")]
+pub(crate) use maker::expand;
 
 /// How much nicer the flusher and the maker are than a core.
 const NICE: i32 = 10;

@@ -1,0 +1,111 @@
+//! The switches of a simulated disk.
+
+/// Which names and sizes a crash may keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Model {
+    /// Metadata persists in order; a sync of a file takes its name along; data before size.
+    Ext4,
+    /// Any subset; names are sure after `SyncDir` only.
+    Weak,
+}
+
+/// What a crash does with what is not durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Drawn for each item.
+    Drawn,
+    /// All of it is lost.
+    Least,
+    /// All of it is kept.
+    Most,
+}
+
+/// How a process or machine ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Crash {
+    /// Caches are gone.
+    PowerCut,
+    /// Caches stay; log writes in flight may still land.
+    Kill,
+}
+
+/// A simulated disk's behaviour. One-shot switches count from the making of the disk, from 1.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SimConfig {
+    /// Of every draw.
+    pub seed: u64,
+    /// What a crash may keep.
+    pub model: Model,
+    /// What becomes of the rest.
+    pub fate: Fate,
+    /// Ops in flight of one `Io`.
+    pub ops_max: usize,
+    /// Virtual ns that pass with each `poll`.
+    pub poll_ns: u64,
+    /// One step in so many takes fifty times as long; 0 is never.
+    pub slow_one_in: u32,
+    /// One transfer in so many is short first; 0 is never.
+    pub short_one_in: u32,
+    /// The k-th step (reads count) fails with this errno.
+    pub error_at: Option<(u64, i32)>,
+    /// The k-th sync fails with EIO, its pages are marked clean, its cache may be evicted.
+    pub sync_error_at: Option<u64>,
+    /// Room for file contents in bytes; beyond it is ENOSPC.
+    pub capacity_bytes: Option<u64>,
+    /// The k-th log write is confirmed and not done.
+    pub lost_write_at: Option<u64>,
+    /// Blocks of 4096 bytes in flight at a power cut may become garbage.
+    pub harsh: bool,
+    /// The disk freezes before the k-th change (reads do not count).
+    pub crash_at: Option<u64>,
+    /// Whether a line is kept for each step.
+    pub trace: bool,
+}
+
+impl SimConfig {
+    /// A disk without faults but for what a crash does.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            model: Model::Ext4,
+            fate: Fate::Drawn,
+            ops_max: 512,
+            poll_ns: 20_000,
+            slow_one_in: 0,
+            short_one_in: 0,
+            error_at: None,
+            sync_error_at: None,
+            capacity_bytes: None,
+            lost_write_at: None,
+            harsh: false,
+            crash_at: None,
+            trace: false,
+        }
+    }
+
+    /// The same disk under [`Model::Weak`].
+    #[must_use]
+    pub fn weak(mut self) -> Self {
+        self.model = Model::Weak;
+        self
+    }
+
+    /// The same disk with a crash before its k-th change.
+    #[must_use]
+    pub fn crash_at(mut self, change: u64) -> Self {
+        self.crash_at = Some(change);
+        self
+    }
+
+    /// What holds for the image after a crash: the one-shot switches are spent.
+    pub(super) fn after_crash(&self, seed: u64) -> Self {
+        Self {
+            seed,
+            error_at: None,
+            sync_error_at: None,
+            lost_write_at: None,
+            crash_at: None,
+            ..self.clone()
+        }
+    }
+}

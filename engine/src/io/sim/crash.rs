@@ -1,0 +1,257 @@
+//! The fates a crash draws for all that is not durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use fastrand::Rng;
+
+use super::config::{Crash, Fate, Model, SimConfig};
+use super::steps::Act;
+use super::store::{Inode, InodeId, Late, Node, Store, overlay, parent, part, size};
+
+/// A sector is old or new, never torn.
+const SECTOR: u64 = 512;
+
+/// What a harsh device garbles whole.
+const BLOCK: u64 = 4096;
+
+/// How much of a set of pending things is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Nothing,
+    All,
+    Some,
+}
+
+impl Kept {
+    /// The ends are likely, since they are what a program is most often wrong about.
+    fn draw(fate: Fate, rng: &mut Rng) -> Self {
+        match fate {
+            Fate::Least => Self::Nothing,
+            Fate::Most => Self::All,
+            Fate::Drawn => match rng.u8(..4) {
+                0 => Self::Nothing,
+                1 => Self::All,
+                _ => Self::Some,
+            },
+        }
+    }
+
+    /// For one thing of a set.
+    fn one(self, rng: &mut Rng) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::Some => rng.bool(),
+        }
+    }
+}
+
+/// Turns the store into what is found after the crash. `limbo` are the steps that were going on.
+pub(super) fn crash(
+    store: &mut Store,
+    limbo: &[Act],
+    kind: Crash,
+    config: &SimConfig,
+    rng: &mut Rng,
+) {
+    for act in limbo {
+        overtake(store, act, kind, config, rng);
+    }
+    if kind == Crash::Kill {
+        return;
+    }
+    for late in std::mem::take(&mut store.late) {
+        tear(store, &late, config, rng);
+    }
+    keep_names(store, config.fate, rng);
+    for inode in store.inodes.values_mut() {
+        persist_by_chance(inode, config.model, config.fate, rng);
+        inode.cache.clone_from(&inode.durable);
+    }
+    forget_unnamed(store);
+}
+
+/// A step that was going on happened, or in part, or not.
+fn overtake(store: &mut Store, act: &Act, kind: Crash, config: &SimConfig, rng: &mut Rng) {
+    let kept = Kept::draw(config.fate, rng);
+    match act {
+        Act::Look => {}
+        Act::WriteDirect(inode, _, offset, data) => {
+            let late = Late {
+                inode: *inode,
+                offset: *offset,
+                data: data.clone(),
+            };
+            match (kind, kept) {
+                (_, Kept::All) => store.write_durable(*inode, *offset, data),
+                (Crash::Kill, Kept::Some) => store.late.push(late),
+                (Crash::Kill, Kept::Nothing) => {}
+                (Crash::PowerCut, _) => tear(store, &late, config, rng),
+            }
+        }
+        Act::WriteFile(inode, _, offset, data) => {
+            let len = match kept {
+                Kept::Nothing => 0,
+                Kept::All => data.len(),
+                Kept::Some => rng.usize(..=data.len()),
+            };
+            store.write(*inode, *offset, data.slice(..len));
+        }
+        other => {
+            if kept.one(rng) {
+                // What it would have answered, nobody hears.
+                let since = store.seq();
+                store.act(other, since, None).ok();
+            }
+        }
+    }
+}
+
+/// A log write cut off by a power cut: sector by sector, old or new.
+fn tear(store: &mut Store, late: &Late, config: &SimConfig, rng: &mut Rng) {
+    let kept = Kept::draw(config.fate, rng);
+    let len = late.data.len() as u64;
+    let mut at = 0;
+    while at < len {
+        let sector = part(&late.data, at, size(SECTOR));
+        if kept.one(rng) {
+            store.write_durable(late.inode, late.offset + at, sector);
+        }
+        at += SECTOR;
+    }
+    if config.harsh && kept == Kept::Some {
+        let block = rng.u64(..len.div_ceil(BLOCK).max(1)) * BLOCK;
+        let mut garbage = part(&late.data, block, size(BLOCK)).to_vec();
+        rng.fill(&mut garbage);
+        store.write_durable(late.inode, late.offset + block, &garbage);
+    }
+}
+
+fn keep_names(store: &mut Store, fate: Fate, rng: &mut Rng) {
+    let kept = Kept::draw(fate, rng);
+    let changes = std::mem::take(&mut store.changes);
+    let upto = match kept {
+        Kept::Nothing => 0,
+        Kept::All => changes.len(),
+        Kept::Some => rng.usize(..=changes.len()),
+    };
+    let names = &mut store.durable_names;
+    for (place, (_, change)) in changes.iter().enumerate() {
+        let keep = match store.model {
+            Model::Ext4 => place < upto,
+            Model::Weak => kept.one(rng),
+        };
+        if keep {
+            change.apply(names);
+        }
+    }
+    // An entry whose directory was lost is lost with it.
+    let mut found = BTreeMap::new();
+    for (path, node) in std::mem::take(names) {
+        let dir = parent(&path);
+        if dir.is_empty() || found.get(dir) == Some(&Node::Dir) {
+            found.insert(path, node);
+        }
+    }
+    store.durable_names.clone_from(&found);
+    store.names = found;
+}
+
+fn forget_unnamed(store: &mut Store) {
+    let named: BTreeSet<InodeId> = store
+        .names
+        .values()
+        .filter_map(|node| match node {
+            Node::Dir => None,
+            Node::File(id) => Some(*id),
+        })
+        .collect();
+    store.inodes.retain(|id, _| named.contains(id));
+}
+
+/// Puts some of a file's pending writes onto the medium and forgets the others. Readers still see
+/// the cache.
+pub(super) fn persist_by_chance(inode: &mut Inode, model: Model, fate: Fate, rng: &mut Rng) {
+    let pending = std::mem::take(&mut inode.pending);
+    if pending.is_empty() {
+        return;
+    }
+    let kept = Kept::draw(fate, rng);
+    let old_size = inode.durable.len() as u64;
+    let ends: Vec<u64> = std::iter::once(old_size)
+        .chain(pending.iter().map(|written| written.end().max(old_size)))
+        .collect();
+    let last = ends.len() - 1;
+    let cut = match kept {
+        Kept::Nothing => return,
+        Kept::All => last,
+        Kept::Some => rng.usize(..=last),
+    };
+    let new_size = ends.iter().take(cut + 1).max().copied().unwrap_or(old_size);
+    let mut sectors = BTreeSet::new();
+    for written in &pending {
+        sectors.extend(written.offset / SECTOR..written.end().div_ceil(SECTOR));
+    }
+    for sector in sectors {
+        let (start, end) = (sector * SECTOR, (sector + 1) * SECTOR);
+        let versions: Vec<_> = pending
+            .iter()
+            .filter(|written| written.offset < end && written.end() > start)
+            .collect();
+        let count = match kept {
+            Kept::Some if model == Model::Weak || end <= old_size => rng.usize(..=versions.len()),
+            // All of it, or data before size.
+            _ => versions.len(),
+        };
+        for written in versions.into_iter().take(count) {
+            let from = written.offset.max(start);
+            let to = written.end().min(end).min(new_size);
+            if from < to {
+                let piece = part(&written.data, from - written.offset, size(to - from));
+                overlay(&mut inode.durable, from, piece);
+            }
+        }
+    }
+    inode.durable.resize(size(new_size), 0);
+}
+
+/// A sync that failed: what the kernel had not written is marked clean all the same, and perhaps
+/// thrown out of the cache. A later sync succeeds and proves nothing.
+pub(super) fn fail_sync(
+    store: &mut Store,
+    only: Option<InodeId>,
+    config: &SimConfig,
+    rng: &mut Rng,
+) {
+    for (id, inode) in &mut store.inodes {
+        if only.is_none_or(|only| only == *id) && !inode.pending.is_empty() {
+            persist_by_chance(inode, config.model, config.fate, rng);
+            if rng.bool() {
+                inode.cache.clone_from(&inode.durable);
+            }
+        }
+    }
+}
+
+/// Bit rot: flips bits of a byte on the medium and in the cache.
+pub(super) fn flip(inode: &mut Inode, offset: u64, mask: u8) -> bool {
+    let at = size(offset);
+    let mut found = false;
+    for image in [&mut inode.cache, &mut inode.durable] {
+        if let Some(byte) = image.get_mut(at) {
+            *byte ^= mask;
+            found = true;
+        }
+    }
+    found
+}
+
+/// A file that is wholly durable, for setting up.
+pub(super) fn durable_inode(data: &Bytes) -> Inode {
+    Inode {
+        cache: data.to_vec(),
+        durable: data.to_vec(),
+        pending: Vec::new(),
+    }
+}

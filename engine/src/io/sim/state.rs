@@ -1,0 +1,442 @@
+//! What is behind a simulated disk: virtual time, ops in flight, and the switches at work.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use fastrand::Rng;
+
+use super::config::{Crash, SimConfig};
+use super::crash;
+use super::steps::{Act, Handle, plan};
+use super::store::{Store, part, plain};
+use crate::error::IoError;
+use crate::io::{Completion, Done, Failed, FileId, Op, OpenMode, Token};
+
+/// An op in flight.
+#[derive(Debug)]
+struct Running {
+    io: u32,
+    token: Token,
+    op: Op,
+    handle: Option<Handle>,
+    acts: VecDeque<Act>,
+    /// What was done before it began; a sync promises no more.
+    since: u64,
+    bytes: u64,
+    syncs: u64,
+}
+
+/// What one-shot switches count.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Counted {
+    pub(super) steps: u64,
+    pub(super) changes: u64,
+    pub(super) syncs: u64,
+    pub(super) log_writes: u64,
+}
+
+/// Everything behind a [`SimDisk`].
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) config: SimConfig,
+    rng: Rng,
+    pub(super) now_ns: u64,
+    pub(super) store: Store,
+    handles: BTreeMap<u64, Handle>,
+    next_handle: u64,
+    /// By the time of their next step; the second number makes it unique.
+    in_flight: BTreeMap<(u64, u64), Running>,
+    serial: u64,
+    ios: u32,
+    /// Finished, by `Io`.
+    mail: BTreeMap<u32, Vec<Completion>>,
+    pub(super) counted: Counted,
+    pub(super) frozen: bool,
+    /// The steps that were going on when it froze.
+    limbo: Vec<Act>,
+    pub(super) trace: String,
+}
+
+impl State {
+    pub(super) fn new(config: SimConfig, rng: Rng, now_ns: u64, store: Store) -> Self {
+        Self {
+            config,
+            rng,
+            now_ns,
+            store,
+            handles: BTreeMap::new(),
+            next_handle: 1,
+            in_flight: BTreeMap::new(),
+            serial: 0,
+            ios: 0,
+            mail: BTreeMap::new(),
+            counted: Counted::default(),
+            frozen: false,
+            limbo: Vec::new(),
+            trace: String::new(),
+        }
+    }
+
+    pub(super) fn new_io(&mut self) -> u32 {
+        self.ios += 1;
+        self.ios
+    }
+
+    /// Freezes, and draws what is found afterwards.
+    pub(super) fn crash(&mut self, kind: Crash) -> (SimConfig, Rng, u64, Store) {
+        self.freeze();
+        let seed = self.rng.u64(..);
+        let mut rng = Rng::with_seed(seed);
+        let mut store = self.store.clone();
+        crash::crash(&mut store, &self.limbo, kind, &self.config, &mut rng);
+        (self.config.after_crash(seed), rng, self.now_ns, store)
+    }
+
+    pub(super) fn next_due_ns(&self) -> Option<u64> {
+        self.in_flight.keys().next().map(|(due, _)| *due)
+    }
+
+    pub(super) fn advance(&mut self, ns: u64) {
+        self.run_until(self.now_ns.saturating_add(ns));
+    }
+
+    pub(super) fn handle(&self, file: FileId, io: u32) -> Option<Handle> {
+        let id = file.0.checked_sub(u64::from(io) << 32)?;
+        self.handles.get(&id).cloned()
+    }
+
+    pub(super) fn close(&mut self, file: FileId, io: u32) -> Option<Handle> {
+        let id = file.0.checked_sub(u64::from(io) << 32)?;
+        self.handles.remove(&id)
+    }
+
+    /// Starts an op.
+    pub(super) fn start(&mut self, io: u32, op: Op, token: Token, handle: Option<Handle>) {
+        let acts = plan(&op, handle.as_ref(), &self.config, &mut self.rng);
+        let running = Running {
+            io,
+            token,
+            op,
+            handle,
+            acts,
+            since: self.store.seq(),
+            bytes: 0,
+            syncs: 0,
+        };
+        if self.frozen {
+            self.fail(running, libc::EIO);
+        } else {
+            self.schedule(running);
+        }
+    }
+
+    fn schedule(&mut self, running: Running) {
+        let due = self.now_ns + self.cost(running.acts.front());
+        self.serial += 1;
+        self.in_flight.insert((due, self.serial), running);
+    }
+
+    /// Virtual ns of a step, near what a small virtual machine shows.
+    fn cost(&mut self, act: Option<&Act>) -> u64 {
+        let range = match act {
+            Some(Act::WriteDirect(..)) => 80_000..140_000,
+            Some(act) if act.syncs() => 300_000..1_500_000,
+            Some(Act::Zero(..) | Act::Copy(..)) => 200_000..500_000,
+            Some(Act::Look) => 2_000..90_000,
+            _ => 5_000..60_000,
+        };
+        let slow = self.config.slow_one_in;
+        let factor = if slow > 0 && self.rng.u32(..slow) == 0 {
+            50
+        } else {
+            1
+        };
+        self.rng.u64(range) * factor
+    }
+
+    /// The time after one more poll.
+    pub(super) fn passed(&self) -> u64 {
+        self.now_ns.saturating_add(self.config.poll_ns)
+    }
+
+    /// Does what is due until `now`.
+    pub(super) fn run_until(&mut self, now: u64) {
+        while self
+            .in_flight
+            .keys()
+            .next()
+            .is_some_and(|(due, _)| *due <= now)
+        {
+            self.run_next();
+        }
+        self.now_ns = self.now_ns.max(now);
+    }
+
+    /// Whether an `Io` has something to take.
+    pub(super) fn has_mail(&self, io: u32) -> bool {
+        self.mail.get(&io).is_some_and(|mail| !mail.is_empty())
+    }
+
+    /// Whether an `Io` has something in flight.
+    pub(super) fn is_busy(&self, io: u32) -> bool {
+        self.in_flight.values().any(|running| running.io == io)
+    }
+
+    pub(super) fn take_mail(&mut self, io: u32) -> Vec<Completion> {
+        self.mail.remove(&io).unwrap_or_default()
+    }
+
+    /// Does the next step of whatever is due first.
+    pub(super) fn run_next(&mut self) {
+        let Some(((due, _), mut running)) = self.in_flight.pop_first() else {
+            return;
+        };
+        self.now_ns = self.now_ns.max(due);
+        let Some(act) = running.acts.pop_front() else {
+            return self.complete(running);
+        };
+        if act.changes() {
+            self.counted.changes += 1;
+            if self.config.crash_at == Some(self.counted.changes) {
+                running.acts.push_front(act);
+                self.serial += 1;
+                self.in_flight.insert((due, self.serial), running);
+                return self.freeze();
+            }
+        }
+        let result = self.step(&act, &running);
+        self.note(&running, &act, &result);
+        if let Err(error) = result {
+            return self.fail_with(running, error);
+        }
+        running.bytes += match act {
+            Act::WritePath(..) => act.describe().len,
+            _ => 0,
+        };
+        running.syncs += u64::from(act.syncs());
+        if running.acts.is_empty() {
+            self.complete(running);
+        } else {
+            self.schedule(running);
+        }
+    }
+
+    fn step(&mut self, act: &Act, running: &Running) -> Result<(), IoError> {
+        self.counted.steps += 1;
+        if let Some((at, errno)) = self.config.error_at
+            && at == self.counted.steps
+        {
+            return Err(act.error(errno));
+        }
+        // What a killed process left in the queue lands when it likes.
+        for _ in 0..self.store.late.len() {
+            if self.rng.u8(..4) == 0 {
+                let inode = self.store.late.first().map(|late| late.inode);
+                self.store.land(|late| Some(late.inode) == inode);
+            }
+        }
+        if act.syncs() {
+            self.counted.syncs += 1;
+            if self.config.sync_error_at == Some(self.counted.syncs) {
+                return Err(self.fail_sync(act));
+            }
+        }
+        if let Act::WriteDirect(..) = act {
+            self.counted.log_writes += 1;
+            if self.config.lost_write_at == Some(self.counted.log_writes) {
+                return Ok(());
+            }
+        }
+        let used = |capacity: u64| capacity.saturating_sub(self.store.used());
+        let room = self.config.capacity_bytes.map(used);
+        // A sync inside an op covers what that op wrote before.
+        let since = match running.op {
+            Op::Sync { .. } | Op::SyncDir { .. } | Op::SyncTree => running.since,
+            _ => self.store.seq(),
+        };
+        self.store.act(act, since, room)
+    }
+
+    fn fail_sync(&mut self, act: &Act) -> IoError {
+        let only = match act {
+            Act::SyncFile(id, _) => Some(Some(*id)),
+            Act::SyncPath(path) => self.store.file(&plain(path.as_str())).ok().map(Some),
+            Act::SyncTree => Some(None),
+            _ => None,
+        };
+        if let Some(only) = only {
+            crash::fail_sync(&mut self.store, only, &self.config, &mut self.rng);
+        }
+        act.error(libc::EIO)
+    }
+
+    fn note(&mut self, running: &Running, act: &Act, result: &Result<(), IoError>) {
+        if !self.config.trace {
+            return;
+        }
+        let described = act.describe();
+        let errno = result.as_ref().err().map_or(0, |error| error.errno);
+        let path = running.handle.as_ref().map(|handle| handle.path.as_str());
+        writeln!(
+            self.trace,
+            "{} {} {} {} {} {} {} {errno}",
+            self.now_ns,
+            running.io,
+            running.token.0,
+            if act.changes() {
+                described.operation
+            } else {
+                running.op.operation()
+            },
+            path.unwrap_or(&described.path),
+            described.offset,
+            described.len,
+        )
+        .expect("a string takes everything");
+    }
+
+    /// Nothing changes any more; whatever is in flight fails.
+    pub(super) fn freeze(&mut self) {
+        if std::mem::replace(&mut self.frozen, true) {
+            return;
+        }
+        for (_, running) in std::mem::take(&mut self.in_flight) {
+            self.limbo.extend(running.acts.front().cloned());
+            self.fail(running, libc::EIO);
+        }
+    }
+
+    fn fail(&mut self, running: Running, errno: i32) {
+        let path = running.handle.as_ref().map(|handle| &handle.path);
+        let error = running.op.error(path, errno);
+        self.deliver(
+            running.io,
+            running.token,
+            Err(running.op.into_failed(error)),
+        );
+    }
+
+    fn fail_with(&mut self, running: Running, error: IoError) {
+        // Ops of the ring are named by the op, the helpers' by the step, as on the real disk.
+        if error.operation == "look" || !running.op.is_for_helpers() {
+            return self.fail(running, error.errno);
+        }
+        self.deliver(
+            running.io,
+            running.token,
+            Err(running.op.into_failed(error)),
+        );
+    }
+
+    fn deliver(&mut self, io: u32, token: Token, result: Result<Done, Failed>) {
+        let completion = Completion { token, result };
+        self.mail.entry(io).or_default().push(completion);
+    }
+
+    /// The end of an op whose steps are done.
+    fn complete(&mut self, running: Running) {
+        match self.look(&running) {
+            Err(errno) => self.fail(running, errno),
+            Ok(Some(done)) => self.deliver(running.io, running.token, Ok(done)),
+            Ok(None) => {
+                let done = match running.op {
+                    Op::LogWrite { buf, .. } => Done::Buf(buf),
+                    Op::LogRead {
+                        offset,
+                        mut buf,
+                        len,
+                        ..
+                    } => {
+                        let handle = running.handle.expect("checked at submit");
+                        let found = part(&self.store.inode(handle.inode).cache, offset, len);
+                        let count = found.len();
+                        if let Some(target) = buf.get_mut(..count) {
+                            target.copy_from_slice(found);
+                        }
+                        Done::Read { buf, count }
+                    }
+                    _ => Done::Nothing,
+                };
+                self.deliver(running.io, running.token, Ok(done));
+            }
+        }
+    }
+
+    /// What an op answers that does not move its buffer.
+    fn look(&mut self, running: &Running) -> Result<Option<Done>, i32> {
+        let store = &self.store;
+        Ok(Some(match &running.op {
+            Op::Open { path, mode } => {
+                let inode = store.file(&plain(path.as_str()))?;
+                let bytes = store.inode(inode).cache.len() as u64;
+                let id = self.next_handle;
+                self.next_handle += 1;
+                let handle = Handle {
+                    inode,
+                    path: path.clone(),
+                    mode: *mode,
+                };
+                self.handles.insert(id, handle);
+                // An `Io` knows its own handles only.
+                let file = FileId(id + (u64::from(running.io) << 32));
+                Done::Opened { file, bytes }
+            }
+            Op::Read { offset, len, .. } => {
+                let handle = running.handle.as_ref().expect("checked at submit");
+                let found = part(&store.inode(handle.inode).cache, *offset, *len);
+                Done::Bytes(Bytes::copy_from_slice(found))
+            }
+            Op::Materialise(_) => Done::Materialised {
+                bytes: running.bytes,
+                syncs: running.syncs,
+            },
+            Op::ListDir { path } => {
+                let path = plain(path.as_str());
+                store.check_dir(&path)?;
+                Done::Listing(store.list(&path))
+            }
+            Op::ReadFile { path, bytes_max } => {
+                let cache = &store.inode(store.file(&plain(path.as_str()))?).cache;
+                if cache.len() as u64 > *bytes_max {
+                    return Err(libc::EFBIG);
+                }
+                Done::Bytes(Bytes::copy_from_slice(cache))
+            }
+            Op::CopyExpanded { from, to, skip } => {
+                let (crc, bytes) = store.copied(from, to, *skip)?;
+                Done::Copied { crc, bytes }
+            }
+            Op::FreeSpace => {
+                let total_bytes = self.config.capacity_bytes.unwrap_or(1 << 40);
+                Done::Space {
+                    free_bytes: total_bytes.saturating_sub(store.used()),
+                    total_bytes,
+                    free_inodes: u64::MAX,
+                    total_inodes: u64::MAX,
+                }
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Refusals that need no time: a handle that is closed or of the wrong kind.
+    pub(super) fn refuse(op: &Op, handle: Option<&Handle>) -> Result<(), i32> {
+        let Some(handle) = handle else {
+            return if op.file().is_some() {
+                Err(libc::EBADF)
+            } else {
+                op.check()
+            };
+        };
+        match (op, handle.mode) {
+            (Op::LogWrite { .. } | Op::Write { .. }, OpenMode::Read) => Err(libc::EBADF),
+            (Op::Write { offset, data, .. }, OpenMode::Log)
+                if !offset.is_multiple_of(4096) || !data.len().is_multiple_of(4096) =>
+            {
+                Err(libc::EINVAL)
+            }
+            _ => op.check(),
+        }
+    }
+}
