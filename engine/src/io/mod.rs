@@ -15,6 +15,8 @@ use crate::error::IoError;
 pub mod buf;
 #[cfg(test)]
 pub(crate) mod conformance;
+#[cfg(any(test, feature = "sim"))]
+pub mod faulty;
 pub mod flusher;
 mod inflight;
 mod nice;
@@ -26,9 +28,13 @@ mod rules;
 pub mod sim;
 
 pub use buf::AlignedBuf;
+#[cfg(any(test, feature = "sim"))]
+pub use faulty::{Fault, FaultyIo};
 pub use flusher::Helpers;
 pub use path::RelPath;
 pub use ring::{UringIo, UringOptions};
+#[cfg(feature = "sim")]
+pub use sim::{SimDisk, SimIo};
 
 /// The caller's name for an op; comes back in its completion.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -668,4 +668,4 @@ fn count(len: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
