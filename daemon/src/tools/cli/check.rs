@@ -87,7 +87,7 @@ fn say(data: &Path, report: &Report, output: &mut Output) -> Result<(), Failure>
                 "findings_left_off": report.findings_left_off,
                 "findings": report.findings.iter().map(|finding| json!({
                     "severity": severity(finding.severity),
-                    "problem": finding.problem.to_string(),
+                    "problem": finding.to_string(),
                 })).collect::<Vec<_>>(),
             }),
         );
