@@ -40,6 +40,11 @@ pub enum CorruptReason {
         /// Unknown incompatible feature bits.
         incompat: u32,
     },
+    /// The device or file system gave an error instead of the bytes.
+    Unreadable {
+        /// Positive.
+        errno: i32,
+    },
     /// Two files that must agree do not.
     Disagree(&'static str),
 }
@@ -63,6 +68,10 @@ impl fmt::Display for CorruptReason {
                  this program reads format {}.x",
                 crate::format::MAJOR
             ),
+            Self::Unreadable { errno } => {
+                let name = nix::errno::Errno::from_raw(*errno);
+                write!(f, "cannot be read: {} (errno {errno})", name.desc())
+            }
             Self::Disagree(what) => write!(f, "two files disagree: {what}"),
         }
     }
@@ -103,6 +112,15 @@ impl fmt::Display for IoError {
 }
 
 impl IoError {
+    /// The same as damage: bytes that cannot be read are not there.
+    pub(crate) fn corrupt(&self) -> Corrupt {
+        Corrupt {
+            file: self.path.clone(),
+            offset: self.offset,
+            reason: CorruptReason::Unreadable { errno: self.errno },
+        }
+    }
+
     /// Whether the file system has no room (ENOSPC, EDQUOT).
     pub fn is_no_space(&self) -> bool {
         matches!(self.errno, libc::ENOSPC | libc::EDQUOT)

@@ -141,6 +141,9 @@ enum Prelude {
 /// A message that begins with this, in any case, has its own.
 const RETURN_PATH: &[u8; 12] = b"Return-Path:";
 
+/// Room for a `Return-Path:` of usual length, so that the first piece allocates once.
+const LINE_ADDED_BYTES: usize = 128;
+
 impl Preparer {
     /// Begins a message.
     pub fn new(options: PrepareOptions) -> Self {
@@ -171,6 +174,7 @@ impl Preparer {
         }
         self.content.write(chunk);
         self.eight_bit |= !chunk.is_ascii();
+        self.lines.stored.reserve(chunk.len() + LINE_ADDED_BYTES);
         let rest = self.begin(chunk);
         self.lines.push(rest);
         if std::mem::take(&mut self.lines.expand_taken) {

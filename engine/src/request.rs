@@ -80,6 +80,10 @@ pub enum Request {
     StageBegin {
         /// Announced size in bytes, if any, for admission.
         size_hint: Option<u64>,
+        /// Envelope sender for the `From_` line; empty for the null sender.
+        sender: Bytes,
+        /// Date of the `From_` line and INTERNALDATE.
+        internal_date: WallNs,
     },
     /// Append stored bytes to a stage file, in order. [`Event::StageWritten`].
     StageWrite {
@@ -102,10 +106,6 @@ pub enum Request {
         summary: Box<Summary>,
         /// The header cache, as in [`PreparedBody`].
         cache: Bytes,
-        /// Envelope sender for the `From_` line; empty for the null sender.
-        sender: Bytes,
-        /// Date of the `From_` line and INTERNALDATE.
-        internal_date: WallNs,
         /// Guid of the store line. Recipients have their own in their index.
         guid: Guid,
     },
@@ -383,6 +383,9 @@ pub enum Event {
 pub enum Notice {
     /// Damaged bytes were met; only what they held is affected.
     Corrupt(Arc<Corrupt>),
+    /// The log ended in a frame that was being written when the node stopped; nobody was promised
+    /// what it held.
+    TornTail(Arc<Corrupt>),
     /// Free space is near or at the floor.
     DiskLow {
         /// Bytes free on the file system.

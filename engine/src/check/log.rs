@@ -39,8 +39,14 @@ struct LogFile {
     bad: Option<CorruptReason>,
 }
 
-/// Pseq and chain of the last record of each partition.
-type Chains = BTreeMap<PartitionId, (u64, u32)>;
+/// Where the chains of a log's partitions stand.
+#[derive(Default)]
+struct Chains {
+    /// Pseq and chain of the last record of each partition.
+    last: BTreeMap<PartitionId, (u64, u32)>,
+    /// Whether a partition that is missing in `last` has no record.
+    complete: bool,
+}
 
 /// A walk over the frames of one log.
 struct Walk<'a> {
@@ -120,7 +126,10 @@ impl Checker<'_> {
 
     /// The valid partition state: where the chains stand at the checkpoint.
     fn parts(&mut self, store: &StoreFile, superblock: &Superblock) -> Chains {
-        let mut chains = Chains::new();
+        let mut chains = Chains {
+            last: BTreeMap::new(),
+            complete: superblock.checkpoint_lsn == Lsn::new(0),
+        };
         let dir = RelPath::log_dir(superblock.log_id);
         let names = self.list(&dir).unwrap_or_default();
         let mut valid = false;
@@ -137,7 +146,8 @@ impl Checker<'_> {
                 Ok((sequence, states)) if sequence == superblock.parts_sequence => {
                     valid = true;
                     let state = |s: &parts::PartitionState| (s.partition, (s.pseq, s.chain));
-                    chains = states.iter().map(state).collect();
+                    chains.last = states.iter().map(state).collect();
+                    chains.complete = true;
                 }
                 Ok(_) => {}
                 Err(reason) => self.found(Severity::Expected, &path, 0, reason),
@@ -468,8 +478,8 @@ fn check_chain(chains: &mut Chains, record: &Record<'_>) -> Result<(), CorruptRe
     if head.pseq == 0 {
         return Ok(());
     }
-    let before = chains.insert(head.partition, (head.pseq, head.chain));
-    match before {
+    let before = chains.last.insert(head.partition, (head.pseq, head.chain));
+    match before.or(chains.complete.then_some((0, 0))) {
         Some((pseq, _)) if pseq + 1 != head.pseq => {
             Err(CorruptReason::Value("a hole in a partition's records"))
         }

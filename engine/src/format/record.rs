@@ -20,6 +20,16 @@ use super::Layout;
 /// Bytes of a record's header.
 pub const RECORD_HEADER_BYTES: usize = 64;
 
+/// Where the stored message begins in a BODY record without a header cache.
+pub const BODY_STORED_AT: usize = RECORD_HEADER_BYTES + size_of::<RawBody>();
+
+/// Where the MSG run, and behind it the prefix, begins in a DELIVER record.
+pub const DELIVER_FIXED_AT: usize = RECORD_HEADER_BYTES + core::mem::offset_of!(RawDeliver, fixed);
+
+/// Where the MSG run, and behind it the header cache, begins in a `DELIVER_FILE` record.
+pub const DELIVER_FILE_FIXED_AT: usize =
+    RECORD_HEADER_BYTES + core::mem::offset_of!(RawDeliverFile, fixed);
+
 /// What a record is. Numbers that are missing here belong to later versions (FORMAT.md).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RecordType {

@@ -107,20 +107,40 @@ impl Lines {
                 self.content(b"\r");
             }
         }
-        self.stored.reserve(rest.len() + 8);
+        self.stored.reserve(rest.len());
         while let Some((line, behind)) = split_line(rest) {
             rest = behind;
             let (line, end) = line
                 .strip_suffix(b"\r")
                 .map_or((line, End::Lf), |line| (line, End::Crlf));
-            self.content(line);
-            self.line_end(end);
+            if self.is_plain(line, end) {
+                self.stored.extend_from_slice(line);
+                self.stored.push(b'\n');
+                self.ends_count += 1;
+                self.crlf_count += u32::from(end == End::Crlf);
+            } else {
+                self.content(line);
+                self.line_end(end);
+            }
         }
         if let Some(before) = rest.strip_suffix(b"\r") {
             self.cr_held = true;
             rest = before;
         }
         self.content(rest);
+    }
+
+    /// Whether a whole line of the body ends like those before it and needs no quoting: nearly all
+    /// do, and take the short way.
+    fn is_plain(&self, line: &[u8], end: End) -> bool {
+        let same_end = matches!(
+            (self.ends, end),
+            (Ends::Lf, End::Lf) | (Ends::Crlf, End::Crlf)
+        );
+        same_end
+            && !self.open
+            && self.header_end.is_some()
+            && !matches!(line.first(), Some(b'F' | b'>'))
     }
 
     /// Bytes of a line, without its end.

@@ -1,0 +1,395 @@
+//! Log files: made once of zeros, armed, filled, recycled (storage.md 2.3, 3.4).
+//!
+//! The file after the active one is armed before it is needed. A file is free again when a
+//! checkpoint has passed its end. More files are made while the log is used, up to the limit: a log
+//! that is never full stays small.
+
+use std::collections::VecDeque;
+
+use ringpost_netproto::id::WallNs;
+use siphasher::sip::SipHasher24;
+
+use crate::error::IoError;
+use crate::format::Version;
+use crate::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
+use crate::format::store_file::StoreId;
+use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
+use crate::ops::{Ops, Purpose, unreachable_done};
+use crate::position::Lsn;
+
+/// What every structure of a log is bound to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogIdentity {
+    pub(crate) store: StoreId,
+    pub(crate) log_id: u32,
+}
+
+/// What a log file is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Free,
+    Arming,
+    Armed,
+    Live,
+}
+
+#[derive(Debug)]
+struct LogFile {
+    number: u32,
+    file: FileId,
+    role: Role,
+    /// Of the last arming; `None` if never armed.
+    header: Option<LogFileHeader>,
+}
+
+/// All finished log files of a shard.
+#[derive(Debug)]
+pub(crate) struct Files {
+    identity: LogIdentity,
+    file_bytes: u64,
+    files_max: u32,
+    files: Vec<LogFile>,
+    /// In the order of their positions; the last is being filled.
+    live: VecDeque<usize>,
+    making: Option<u32>,
+    sequence: u64,
+    salts: Salts,
+}
+
+/// Salts from a seed: different at every arming, never 0, the same for the same seed.
+#[derive(Debug)]
+pub(crate) struct Salts {
+    hasher: SipHasher24,
+    drawn: u64,
+}
+
+impl Salts {
+    pub(crate) fn new(seed: &[u8; 16]) -> Self {
+        Self {
+            hasher: SipHasher24::new_with_key(seed),
+            drawn: 0,
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.hasher.hash(&self.drawn.to_le_bytes()).max(1)
+    }
+}
+
+impl Files {
+    /// A log without any file yet.
+    pub(crate) fn new(
+        identity: LogIdentity,
+        file_bytes: u64,
+        files_max: u32,
+        salts: Salts,
+    ) -> Self {
+        Self {
+            identity,
+            file_bytes,
+            files_max,
+            files: Vec::new(),
+            live: VecDeque::new(),
+            making: None,
+            sequence: 0,
+            salts,
+        }
+    }
+
+    /// Adds an open, finished file that holds nothing of use.
+    pub(crate) fn add_free(&mut self, number: u32, file: FileId, header: Option<LogFileHeader>) {
+        self.sequence = self
+            .sequence
+            .max(header.map_or(0, |header| header.sequence));
+        self.files.push(LogFile {
+            number,
+            file,
+            role: Role::Free,
+            header,
+        });
+    }
+
+    /// Makes the files with these numbers live, in this order (recovery's chain).
+    pub(crate) fn set_live(&mut self, numbers: &[u32]) {
+        for number in numbers {
+            let index = self.files.iter().position(|file| file.number == *number);
+            let index = index.expect("recovery read this file");
+            if let Some(file) = self.files.get_mut(index) {
+                file.role = Role::Live;
+            }
+            self.live.push_back(index);
+        }
+    }
+
+    /// Number of finished files.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.files.len()).expect("files_max is a u32")
+    }
+
+    /// Whether a file is there for the next arming.
+    pub(crate) fn has_free(&self) -> bool {
+        self.files.iter().any(|file| file.role == Role::Free)
+    }
+
+    /// The lowest number no file has.
+    pub(crate) fn next_number(&self) -> u32 {
+        let taken = |number: u32| self.files.iter().any(|file| file.number == number);
+        (1..)
+            .find(|number| !taken(*number))
+            .expect("there are fewer files than numbers")
+    }
+
+    /// Bytes of payload in one file.
+    fn payload_bytes(&self) -> u64 {
+        self.file_bytes - u64::try_from(LOG_HEADER_BYTES).expect("4096")
+    }
+
+    /// Bytes of payload in all finished files.
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.payload_bytes() * u64::from(self.count())
+    }
+
+    /// Bytes of payload that the files will hold once all are made.
+    pub(crate) fn capacity_bytes_max(&self) -> u64 {
+        self.payload_bytes() * u64::from(self.files_max.max(self.count()))
+    }
+
+    fn get(&self, index: usize) -> &LogFile {
+        self.files
+            .get(index)
+            .expect("files are never taken out of the table")
+    }
+
+    fn header(&self, index: usize) -> &LogFileHeader {
+        self.get(index)
+            .header
+            .as_ref()
+            .expect("a live file was armed")
+    }
+
+    /// The file being filled.
+    pub(crate) fn active(&self) -> usize {
+        *self.live.back().expect("an open log has a live file")
+    }
+
+    /// Where the file being filled ends.
+    pub(crate) fn active_end(&self) -> Lsn {
+        self.header(self.active())
+            .start_lsn
+            .after(self.payload_bytes())
+    }
+
+    /// The salt of a live file.
+    pub(crate) fn salt(&self, index: usize) -> u64 {
+        self.header(index).salt
+    }
+
+    /// Whether the next file is armed.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.files.iter().any(|file| file.role == Role::Armed)
+    }
+
+    /// Goes on in the armed file; gives its first position.
+    pub(crate) fn switch(&mut self) -> Lsn {
+        let index = self.files.iter().position(|file| file.role == Role::Armed);
+        let index = index.expect("the caller asked is_armed");
+        if let Some(file) = self.files.get_mut(index) {
+            file.role = Role::Live;
+        }
+        self.live.push_back(index);
+        self.header(index).start_lsn
+    }
+
+    /// The live file that holds `lsn`, and the offset in it.
+    fn index_of(&self, lsn: Lsn) -> (usize, u64) {
+        let holds = |index: &&usize| self.header(**index).start_lsn <= lsn;
+        let index = *self
+            .live
+            .iter()
+            .rev()
+            .find(holds)
+            .expect("the position is in the log");
+        let offset = self
+            .header(index)
+            .offset_of(lsn)
+            .expect("it starts at or before it");
+        (index, offset)
+    }
+
+    /// Handle and offset of a position in a live file.
+    pub(crate) fn place(&self, lsn: Lsn) -> (FileId, u64) {
+        let (index, offset) = self.index_of(lsn);
+        (self.get(index).file, offset)
+    }
+
+    /// Path and offset of a position in a live file.
+    pub(crate) fn path_of(&self, lsn: Lsn) -> (RelPath, u64) {
+        let (index, offset) = self.index_of(lsn);
+        (
+            RelPath::log_file(self.identity.log_id, self.get(index).number),
+            offset,
+        )
+    }
+
+    /// Sequence numbers of the oldest and the newest live file.
+    pub(crate) fn sequences(&self) -> (u64, u64) {
+        let oldest = self
+            .live
+            .front()
+            .map_or(0, |index| self.header(*index).sequence);
+        (oldest, self.sequence)
+    }
+
+    /// Gives files wholly below `upto` back. The last one stays.
+    pub(crate) fn release(&mut self, upto: Lsn) {
+        while let (Some(first), Some(second)) = (self.live.front(), self.live.get(1)) {
+            if self.header(*second).start_lsn > upto {
+                return;
+            }
+            let first = *first;
+            if let Some(file) = self.files.get_mut(first) {
+                file.role = Role::Free;
+            }
+            self.live.pop_front();
+        }
+    }
+
+    /// The header of the next arming of a file: a new salt, behind the active file.
+    fn next_header(&mut self, start_lsn: Lsn, now: WallNs) -> LogFileHeader {
+        self.sequence += 1;
+        LogFileHeader {
+            store: self.identity.store,
+            log_id: self.identity.log_id,
+            sequence: self.sequence,
+            salt: self.salts.draw(),
+            start_lsn,
+            previous_salt: self.live.back().map_or(0, |index| self.salt(*index)),
+            armed_at: now,
+            version: Version::OURS,
+        }
+    }
+
+    /// Arms the next file and makes another, where needed.
+    pub(crate) fn tend<I: Io>(&mut self, ops: &mut Ops<I>, now: WallNs) {
+        let coming = |file: &LogFile| matches!(file.role, Role::Arming | Role::Armed);
+        if !self.files.iter().any(coming) {
+            let free = self.files.iter().position(|file| file.role == Role::Free);
+            if let Some(index) = free {
+                let header = self.next_header(self.active_end(), now);
+                let file = self.set_arming(index, header);
+                let (buf, len) = header_block(&header);
+                ops.start(
+                    Op::LogWrite {
+                        file,
+                        offset: 0,
+                        buf,
+                        len,
+                    },
+                    Purpose::Arm(index),
+                );
+            }
+        }
+        let free = self
+            .files
+            .iter()
+            .filter(|file| file.role == Role::Free)
+            .count();
+        if free == 0 && self.making.is_none() && self.count() < self.files_max {
+            let number = self.next_number();
+            self.making = Some(number);
+            let path = RelPath::log_file(self.identity.log_id, number);
+            let bytes = self.file_bytes;
+            ops.start(Op::LogCreate { path, bytes }, Purpose::LogMake(number));
+        }
+    }
+
+    fn set_arming(&mut self, index: usize, header: LogFileHeader) -> FileId {
+        let file = self.files.get_mut(index).expect("an index of this table");
+        file.role = Role::Arming;
+        file.header = Some(header);
+        file.file
+    }
+
+    /// An arming ended; the file can be written now.
+    pub(crate) fn armed(&mut self, index: usize) {
+        let file = self.files.get_mut(index).expect("an index of this table");
+        assert_eq!(file.role, Role::Arming, "a file is armed once");
+        file.role = Role::Armed;
+    }
+
+    /// A file of zeros is durable: open it.
+    pub(crate) fn made<I: Io>(&mut self, ops: &mut Ops<I>, number: u32) {
+        let path = RelPath::log_file(self.identity.log_id, number);
+        ops.start(
+            Op::Open {
+                path,
+                mode: OpenMode::Log,
+            },
+            Purpose::LogOpen(number),
+        );
+    }
+
+    /// A new file can be used.
+    pub(crate) fn opened(&mut self, number: u32, file: FileId) {
+        self.making = None;
+        self.add_free(number, file, None);
+    }
+
+    /// A file could not be made (no space, say): try again at the next need.
+    pub(crate) fn not_made(&mut self) {
+        self.making = None;
+    }
+
+    /// Makes a file and waits for it (opening).
+    pub(crate) fn make_now<I: Io>(&mut self, ops: &mut Ops<I>) -> Result<(), IoError> {
+        let number = self.next_number();
+        let path = RelPath::log_file(self.identity.log_id, number);
+        let bytes = self.file_bytes;
+        ops.run_plain(Op::LogCreate {
+            path: path.clone(),
+            bytes,
+        })?;
+        match ops.run_plain(Op::Open {
+            path,
+            mode: OpenMode::Log,
+        })? {
+            Done::Opened { file, .. } => self.add_free(number, file, None),
+            other => unreachable_done(&other),
+        }
+        Ok(())
+    }
+
+    /// Arms a free file at `start` and makes it live, and waits for it (opening).
+    pub(crate) fn start_now<I: Io>(
+        &mut self,
+        ops: &mut Ops<I>,
+        start: Lsn,
+        now: WallNs,
+    ) -> Result<(), IoError> {
+        if !self.has_free() {
+            self.make_now(ops)?;
+        }
+        let free = self.files.iter().position(|file| file.role == Role::Free);
+        let index = free.expect("one was just made");
+        let header = self.next_header(start, now);
+        let file = self.set_arming(index, header);
+        let (buf, len) = header_block(&header);
+        ops.run_plain(Op::LogWrite {
+            file,
+            offset: 0,
+            buf,
+            len,
+        })?;
+        self.armed(index);
+        self.switch();
+        Ok(())
+    }
+}
+
+/// A sealed header in a buffer of its own.
+fn header_block(header: &LogFileHeader) -> (AlignedBuf, usize) {
+    let mut buf = AlignedBuf::zeroed(LOG_HEADER_BYTES);
+    buf.copy_from_slice(header.seal().as_slice());
+    (buf, LOG_HEADER_BYTES)
+}

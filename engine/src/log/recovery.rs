@@ -1,0 +1,320 @@
+//! Reading a log back (storage.md 6): the chain of files, the frames in them, and where the log ends.
+//!
+//! A bad frame is either the torn end of the log or damage to acknowledged mail. `flushed_lsn` in
+//! later frames tells them apart: a frame sealed after the bad one was flushed says so. Damage is an
+//! error, never truncated. Recovery writes nothing here.
+
+use std::collections::BTreeMap;
+
+use super::files::LogIdentity;
+use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};
+use crate::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
+use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
+use crate::limits::{BLOCK_BYTES, FRAME_BYTES_MAX};
+use crate::ops::{Ops, unreachable_done};
+use crate::position::Lsn;
+
+/// A log file that was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) number: u32,
+    pub(crate) file: FileId,
+    /// `None`: never armed, or its header is damaged.
+    pub(crate) header: Option<LogFileHeader>,
+    /// Whether the header block held something that does not validate.
+    damaged: bool,
+}
+
+/// What reading the log gave.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    /// Every finished log file.
+    pub(crate) found: Vec<Found>,
+    /// Numbers of the files in the chain, in order.
+    pub(crate) chain: Vec<u32>,
+    /// Where the log ends.
+    pub(crate) end: Lsn,
+    /// `header_crc` of the last frame.
+    pub(crate) previous_crc: u32,
+    /// Bytes of frames read.
+    pub(crate) bytes: u64,
+    /// Whether the log ended in a frame that was being written.
+    pub(crate) torn_at: Option<Corrupt>,
+}
+
+/// Reads the log from `start` on. `apply` gets every good frame with its records; what it finds
+/// impossible is damage.
+pub(crate) fn recover<I: Io>(
+    ops: &mut Ops<I>,
+    identity: LogIdentity,
+    file_bytes: u64,
+    (start, previous_crc): (Lsn, u32),
+    mut apply: impl FnMut(&FrameHeader, &[u8]) -> Result<(), CorruptReason>,
+) -> Result<Recovery, OpenError> {
+    let found = find(ops, identity, file_bytes)?;
+    let mut recovery = Recovery {
+        found,
+        chain: Vec::new(),
+        end: start,
+        previous_crc,
+        bytes: 0,
+        torn_at: None,
+    };
+    let payload_bytes = file_bytes - header_bytes();
+    let mut reader = Reader::new(file_bytes);
+    let mut next = holder(&recovery.found, start, payload_bytes);
+    while let Some(current) = next {
+        let (number, header) = current;
+        recovery.chain.push(number);
+        next = successor(&recovery.found, &header);
+        let limit = next.map_or(header.start_lsn.after(payload_bytes), |(_, next)| {
+            next.start_lsn
+        });
+        let file = file_of(&recovery.found, number);
+        while recovery.end < limit {
+            let offset = header.offset_of(recovery.end).expect("the chain ascends");
+            let bytes = reader.frame(ops, number, file, offset)?;
+            let read =
+                FrameHeader::open_at(bytes, header.salt, recovery.end, recovery.previous_crc);
+            let applied = read.and_then(|frame| {
+                let payload = frame.payload(bytes)?;
+                Ok(apply(&frame, payload).map(|()| frame))
+            });
+            match applied {
+                Ok(Ok(frame)) => {
+                    recovery.end = frame.end();
+                    recovery.previous_crc = frame.header_crc;
+                    recovery.bytes += match frame.kind {
+                        FrameKind::Records => u64::from(frame.frame_len),
+                        FrameKind::Noop | FrameKind::Skip => BLOCK_BYTES,
+                    };
+                }
+                Ok(Err(reason)) => {
+                    return Err(OpenError::LogDamaged(corrupt(
+                        identity, number, offset, reason,
+                    )));
+                }
+                Err(error) => {
+                    let bad = corrupt(identity, number, offset, error.reason());
+                    recovery.evidence(ops, &mut reader, &bad)?;
+                    let torn = !matches!(error, FrameError::NotAFrame | FrameError::OtherSalt);
+                    recovery.torn_at = torn.then_some(bad);
+                    return Ok(recovery);
+                }
+            }
+        }
+    }
+    // The chain ended with a file: its successor was never armed, or its header is damaged.
+    let bad = corrupt(
+        identity,
+        *recovery.chain.last().unwrap_or(&0),
+        0,
+        CorruptReason::Magic,
+    );
+    recovery.evidence(ops, &mut reader, &bad)?;
+    Ok(recovery)
+}
+
+impl Recovery {
+    /// Looks for a frame that was sealed after what is missing at `self.end` had been flushed: then
+    /// acknowledged mail is damaged, and `bad` names where. Any file may hold it, since a damaged
+    /// header hides a file from the chain; frames of former uses have a lower `flushed_lsn`.
+    fn evidence<I: Io>(
+        &self,
+        ops: &mut Ops<I>,
+        reader: &mut Reader,
+        bad: &Corrupt,
+    ) -> Result<(), OpenError> {
+        for found in &self.found {
+            let chained = self.chain.last() == Some(&found.number);
+            let later = found
+                .header
+                .is_some_and(|header| header.start_lsn >= self.end);
+            if !(chained || later || found.damaged) {
+                continue;
+            }
+            let mut offset = header_bytes();
+            while let Some(bytes) = reader.block(ops, found.number, found.file, offset)? {
+                let vouches = FrameHeader::open(bytes).is_ok_and(|frame| {
+                    let ours = found.header.is_none_or(|header| header.salt == frame.salt);
+                    ours && frame.lsn >= self.end && frame.flushed_lsn > self.end
+                });
+                if vouches {
+                    return Err(OpenError::LogDamaged(bad.clone()));
+                }
+                offset += BLOCK_BYTES;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens every finished log file, waits for what a killed process still has in flight, and reads
+/// its header. Unfinished ones (a crash while they were made) are unlinked.
+fn find<I: Io>(
+    ops: &mut Ops<I>,
+    identity: LogIdentity,
+    file_bytes: u64,
+) -> Result<Vec<Found>, OpenError> {
+    let dir = RelPath::log_dir(identity.log_id);
+    let names = match ops.run_plain(Op::ListDir { path: dir.clone() })? {
+        Done::Listing(names) => names,
+        other => unreachable_done(&other),
+    };
+    let mut found = Vec::new();
+    for (name, bytes) in names {
+        let number = name
+            .strip_suffix(".log")
+            .and_then(|stem| stem.parse::<u32>().ok());
+        let Some(number) = number else { continue };
+        let path = RelPath::log_file(identity.log_id, number);
+        if path.file_name() != name {
+            continue;
+        }
+        if bytes < file_bytes {
+            ops.run_plain(Op::Unlink { path })?;
+            continue;
+        }
+        let file = match ops.run_plain(Op::Open {
+            path,
+            mode: OpenMode::Log,
+        })? {
+            Done::Opened { file, .. } => file,
+            other => unreachable_done(&other),
+        };
+        ops.run_plain(Op::Sync { file })?;
+        let (block, count) = ops.run_read(file, 0, AlignedBuf::zeroed(LOG_HEADER_BYTES))?;
+        let block = block.get(..count).unwrap_or_default();
+        let header = LogFileHeader::open(block, identity.store, identity.log_id);
+        if let Err(reason @ (CorruptReason::Version { .. } | CorruptReason::Identity)) = header {
+            return Err(corrupt(identity, number, 0, reason).into());
+        }
+        let damaged = header.is_err() && block.iter().any(|byte| *byte != 0);
+        found.push(Found {
+            number,
+            file,
+            header: header.ok(),
+            damaged,
+        });
+    }
+    Ok(found)
+}
+
+/// The file that holds `lsn`: of several, the one armed last.
+fn holder(found: &[Found], lsn: Lsn, payload_bytes: u64) -> Option<(u32, LogFileHeader)> {
+    let holds = |header: &LogFileHeader| {
+        header.start_lsn <= lsn && lsn < header.start_lsn.after(payload_bytes)
+    };
+    latest(found, holds)
+}
+
+/// The file that claims `header`'s as its predecessor: of several, the one armed last.
+fn successor(found: &[Found], header: &LogFileHeader) -> Option<(u32, LogFileHeader)> {
+    latest(found, |other| {
+        other.previous_salt == header.salt && other.sequence > header.sequence
+    })
+}
+
+fn latest(
+    found: &[Found],
+    wanted: impl Fn(&LogFileHeader) -> bool,
+) -> Option<(u32, LogFileHeader)> {
+    let by_sequence: BTreeMap<u64, (u32, LogFileHeader)> = found
+        .iter()
+        .filter_map(|found| Some((found.number, found.header?)))
+        .filter(|(_, header)| wanted(header))
+        .map(|(number, header)| (header.sequence, (number, header)))
+        .collect();
+    by_sequence.into_values().next_back()
+}
+
+fn file_of(found: &[Found], number: u32) -> FileId {
+    let found = found.iter().find(|found| found.number == number);
+    found.expect("the chain is made of found files").file
+}
+
+fn corrupt(identity: LogIdentity, number: u32, offset: u64, reason: CorruptReason) -> Corrupt {
+    let file = RelPath::log_file(identity.log_id, number).to_string();
+    Corrupt {
+        file,
+        offset,
+        reason,
+    }
+}
+
+fn header_bytes() -> u64 {
+    u64::try_from(LOG_HEADER_BYTES).expect("4096")
+}
+
+/// Reads log files a window at a time, past the page cache.
+struct Reader {
+    buf: Option<AlignedBuf>,
+    number: u32,
+    base: u64,
+    count: usize,
+}
+
+impl Reader {
+    fn new(file_bytes: u64) -> Self {
+        let bytes = usize::try_from(file_bytes.min(FRAME_BYTES_MAX)).expect("at most 4 MiB");
+        Self {
+            buf: Some(AlignedBuf::zeroed(bytes)),
+            number: 0,
+            base: 0,
+            count: 0,
+        }
+    }
+
+    /// The bytes from `offset` on, at least `need` of them unless the file ends before.
+    fn at<I: Io>(
+        &mut self,
+        ops: &mut Ops<I>,
+        (number, file): (u32, FileId),
+        offset: u64,
+        need: usize,
+    ) -> Result<&[u8], IoError> {
+        let from = usize::try_from(offset.wrapping_sub(self.base)).unwrap_or(usize::MAX);
+        let held = number == self.number
+            && offset >= self.base
+            && from.checked_add(need).is_some_and(|end| end <= self.count);
+        let from = if held {
+            from
+        } else {
+            let buf = self.buf.take().expect("reads come one behind the other");
+            let (buf, count) = ops.run_read(file, offset, buf)?;
+            self.buf = Some(buf);
+            (self.number, self.base, self.count) = (number, offset, count);
+            0
+        };
+        let buf = self.buf.as_deref().unwrap_or_default();
+        Ok(buf.get(from..self.count).unwrap_or_default())
+    }
+
+    /// The frame that begins at `offset`, or as much of it as its header, if any, asks for.
+    fn frame<I: Io>(
+        &mut self,
+        ops: &mut Ops<I>,
+        number: u32,
+        file: FileId,
+        offset: u64,
+    ) -> Result<&[u8], OpenError> {
+        let bytes = self.at(ops, (number, file), offset, FRAME_HEADER_BYTES)?;
+        let need = FrameHeader::open(bytes).map_or(FRAME_HEADER_BYTES, |frame| {
+            FRAME_HEADER_BYTES + crate::format::index(frame.payload_len)
+        });
+        Ok(self.at(ops, (number, file), offset, need)?)
+    }
+
+    /// The block at `offset`, or `None` at the end of the file.
+    fn block<I: Io>(
+        &mut self,
+        ops: &mut Ops<I>,
+        number: u32,
+        file: FileId,
+        offset: u64,
+    ) -> Result<Option<&[u8]>, OpenError> {
+        let bytes = self.at(ops, (number, file), offset, FRAME_HEADER_BYTES)?;
+        Ok((bytes.len() >= FRAME_HEADER_BYTES).then_some(bytes))
+    }
+}

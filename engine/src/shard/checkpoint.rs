@@ -1,0 +1,775 @@
+//! Checkpoints (storage.md 5): what is in the log only goes to segments and index, coalesced per
+//! user; one sync makes it durable; then the superblock says so and log files are free again.
+//!
+//! Nothing above `DurableTo` is written, every write is idempotent, and nothing advances before the
+//! sync succeeded. A full disk makes a checkpoint wait, with everything kept; any other error is
+//! fatal and never retried (section 9).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ringpost_netproto::id::WallNs;
+
+use super::{Phase, Shard};
+use crate::config::CheckpointSync;
+use crate::error::IoError;
+use crate::format::dedupe::DedupeHeader;
+use crate::format::folders::{Folder, Folders};
+use crate::format::info::{MSG_FIXED_BYTES, Mailbox, Run, Runs};
+use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
+use crate::format::{Version, info::InfoHeader, parts};
+use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
+use crate::ops::{Purpose, unreachable_done};
+use crate::pending::{Entry, What};
+use crate::position::Lsn;
+use crate::request::{Event, MonotonicNs, Now, Ticket};
+use crate::user::User;
+
+/// Users of one work: enough to pay for the hand-over, few enough to build in a fraction of a
+/// millisecond.
+const WORK_USERS: usize = 32;
+
+/// Bytes of one work, roughly.
+const WORK_BYTES: u64 = 1 << 20;
+
+/// Works given to the flusher at a time: one being written, one waiting.
+const WORKS_IN_FLIGHT: usize = 2;
+
+/// With at most this many users, each file is synced by itself: a sync of the whole file system
+/// would write what others have in it.
+const PER_FILE_USERS_MAX: usize = 64;
+
+/// A checkpoint that met a full disk looks again after this, ns.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// The state machine of checkpoints.
+pub(super) struct Checkpoint {
+    state: State,
+    /// Tickets for the next checkpoint to begin.
+    asked: Vec<Ticket>,
+    /// Tickets of the running one.
+    running: Vec<Ticket>,
+    begun: MonotonicNs,
+    ended_at: MonotonicNs,
+    ended: u64,
+    /// Of the running one, for pacing.
+    used_at_begin: u64,
+    users_count: usize,
+    users_written: usize,
+    /// Users whose records it writes.
+    users: Vec<usize>,
+    parts_sequence: u64,
+    /// The `dedupe` file must be made anew, header and all.
+    pub(super) new_dedupe_file: NewFile,
+}
+
+/// Whether a derived file is written from its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NewFile {
+    Yes,
+    No,
+}
+
+enum State {
+    Idle,
+    Writing(Writing),
+    /// Met a full disk; everything is kept.
+    Waiting(Writing, MonotonicNs),
+    Tables(Frozen),
+    Syncing(Frozen),
+    Super(Frozen),
+}
+
+/// What a checkpoint will say.
+#[derive(Clone, Copy)]
+struct Frozen {
+    upto: Lsn,
+    previous_crc: u32,
+    dedupe_next: u64,
+    sync: WorkSync,
+    records: u64,
+}
+
+struct Writing {
+    frozen: Frozen,
+    /// Users to be written, in the order of their directories; from `next` on not given out yet.
+    users: Vec<usize>,
+    next: usize,
+    works: BTreeMap<u64, Vec<usize>>,
+    works_made: u64,
+    /// Users whose work failed for space.
+    failed: Vec<usize>,
+}
+
+impl Checkpoint {
+    pub(super) fn new(now: MonotonicNs, parts_sequence: u64, new_dedupe_file: NewFile) -> Self {
+        Self {
+            state: State::Idle,
+            asked: Vec::new(),
+            running: Vec::new(),
+            begun: now,
+            ended_at: now,
+            ended: 0,
+            used_at_begin: 0,
+            users_count: 0,
+            users_written: 0,
+            users: Vec::new(),
+            parts_sequence,
+            new_dedupe_file,
+        }
+    }
+
+    /// Asks for a checkpoint that begins from now on.
+    pub(super) fn ask(&mut self, ticket: Ticket) {
+        self.asked.push(ticket);
+    }
+
+    /// Checkpoints ended since the shard was opened.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// When one is due by time.
+    pub(super) fn due(&self, interval_ns: u64, dirty: bool) -> Option<MonotonicNs> {
+        match &self.state {
+            State::Idle if dirty => Some(self.ended_at.after(interval_ns)),
+            State::Waiting(_, until) => Some(*until),
+            _ => None,
+        }
+    }
+
+    /// Bytes of log up to which new mail is taken: 85 % of the capacity, but while a checkpoint runs
+    /// only as far beyond where it began as it has got, so that mail is slowed down smoothly
+    /// instead of stopped at the end.
+    pub(super) fn log_limit(&self, capacity: u64) -> u64 {
+        let most = capacity / 100 * 85;
+        let written = match &self.state {
+            State::Idle => return most,
+            State::Writing(_) | State::Waiting(..) => self.users_written,
+            State::Tables(_) | State::Syncing(_) | State::Super(_) => self.users_count,
+        };
+        let runway = most.saturating_sub(self.used_at_begin);
+        let done = u64::try_from(written).unwrap_or(0);
+        let all = u64::try_from(self.users_count.max(1)).unwrap_or(1);
+        let share = runway / 8 + (runway - runway / 8) / all.saturating_add(1) * done;
+        most.min(self.used_at_begin + share)
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// Begins a checkpoint if one is due, and goes on with one that waits or has free hands.
+    pub(super) fn tend_checkpoint(&mut self, now: Now) {
+        match &mut self.checkpoint.state {
+            State::Idle => {
+                if self.wants_checkpoint(now) {
+                    self.begin_checkpoint(now);
+                } else {
+                    self.end_drain();
+                }
+            }
+            State::Waiting(_, until) if *until <= now.monotonic => {
+                let idle = State::Idle;
+                if let State::Waiting(mut writing, _) =
+                    std::mem::replace(&mut self.checkpoint.state, idle)
+                {
+                    let failed = std::mem::take(&mut writing.failed);
+                    writing.users.extend(failed);
+                    self.checkpoint.state = State::Writing(writing);
+                }
+                self.feed_flusher(now);
+            }
+            State::Writing(_) => self.feed_flusher(now),
+            _ => {}
+        }
+    }
+
+    fn wants_checkpoint(&self, now: Now) -> bool {
+        if self.phase == Phase::Clean {
+            return false;
+        }
+        if let Phase::Draining(_) = self.phase {
+            return self.appends.is_empty() && self.log.is_quiet() && !self.is_clean();
+        }
+        if !self.checkpoint.asked.is_empty() {
+            return true;
+        }
+        if self.dirty.is_empty() {
+            return false;
+        }
+        let files = self.log.files();
+        let capacity = if self.space.refused {
+            files.capacity_bytes()
+        } else {
+            files.capacity_bytes_max()
+        };
+        let used = self.log.used_bytes(self.positions.checkpointed_to().lsn());
+        let due = self
+            .checkpoint
+            .ended_at
+            .after(self.config.checkpoint_interval_ns);
+        used >= capacity / 2
+            || now.monotonic >= due
+            || self.bodies.bytes() >= self.config.pending_bytes_max / 100 * 60
+            || self.pending_records >= (self.config.pending_records_max / 2).max(1)
+    }
+
+    /// Whether the superblock on disk says "clean" already.
+    fn is_clean(&self) -> bool {
+        self.superblock.shutdown == Shutdown::Clean && self.dirty.is_empty()
+    }
+
+    /// Ends a drain when the last checkpoint left nothing.
+    fn end_drain(&mut self) {
+        if let Phase::Draining(ticket) = self.phase
+            && self.appends.is_empty()
+            && self.log.is_quiet()
+            && self.is_clean()
+        {
+            self.phase = Phase::Clean;
+            for ticket in std::mem::take(&mut self.checkpoint.asked) {
+                self.answer(Event::Checkpointed { ticket });
+            }
+            self.answer(Event::Drained { ticket });
+        }
+    }
+
+    fn begin_checkpoint(&mut self, now: Now) {
+        let upto = self.positions.durable_to().lsn();
+        let mut users = std::mem::take(&mut self.dirty);
+        let mut records = 0;
+        for index in &users {
+            let user = self.users.get_mut(*index);
+            assert!(user.frozen.is_empty(), "one checkpoint at a time");
+            user.frozen = std::mem::take(&mut user.pending);
+            user.frozen_written = false;
+            records += u64::try_from(user.frozen.len()).expect("an index has at most 64 bits");
+        }
+        let place = |index: &usize| {
+            let user = self.users.get(*index);
+            (user.partition, user.hash, user.ordinal)
+        };
+        users.sort_by_key(place);
+        let sync = match self.config.checkpoint_sync {
+            CheckpointSync::Tree => WorkSync::Later,
+            CheckpointSync::PerFile => WorkSync::Each,
+            CheckpointSync::Auto if users.len() <= PER_FILE_USERS_MAX => WorkSync::Each,
+            CheckpointSync::Auto => WorkSync::Later,
+        };
+        let frozen = Frozen {
+            upto,
+            previous_crc: self.log.crc_at(upto),
+            dedupe_next: self.dedupe_durable,
+            sync,
+            records,
+        };
+        let checkpointed = self.positions.checkpointed_to().lsn();
+        self.checkpoint.begun = now.monotonic;
+        self.checkpoint.used_at_begin = self.log.used_bytes(checkpointed);
+        self.checkpoint.users_count = users.len();
+        self.checkpoint.users_written = 0;
+        self.checkpoint.users.clone_from(&users);
+        self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
+        self.checkpoint.state = State::Writing(Writing {
+            frozen,
+            users,
+            next: 0,
+            works: BTreeMap::new(),
+            works_made: 0,
+            failed: Vec::new(),
+        });
+        self.feed_flusher(now);
+    }
+
+    /// Gives the flusher its next works; goes on when all are done.
+    fn feed_flusher(&mut self, now: Now) {
+        let State::Writing(writing) = &mut self.checkpoint.state else {
+            return;
+        };
+        while writing.works.len() < WORKS_IN_FLIGHT && writing.next < writing.users.len() {
+            let mut works = Vec::new();
+            let mut users = Vec::new();
+            let mut bytes = 0;
+            while let Some(index) = writing.users.get(writing.next).copied()
+                && users.len() < WORK_USERS
+                && bytes < WORK_BYTES
+            {
+                writing.next += 1;
+                let user = self.users.get(index);
+                let steps = Steps {
+                    log: &self.log,
+                    user,
+                }
+                .all();
+                bytes += steps.iter().map(step_bytes).sum::<u64>();
+                works.push(Work {
+                    steps,
+                    sync: writing.frozen.sync,
+                });
+                users.push(index);
+            }
+            let number = writing.works_made;
+            writing.works_made += 1;
+            writing.works.insert(number, users);
+            self.ops
+                .start(Op::Materialise(works), Purpose::Materialise(number));
+        }
+        if !writing.works.is_empty() || writing.next < writing.users.len() {
+            return;
+        }
+        let frozen = writing.frozen;
+        if writing.failed.is_empty() {
+            self.checkpoint.state = State::Tables(frozen);
+            self.write_tables(frozen);
+        } else {
+            let until = now.monotonic.after(RETRY_NS);
+            let state = std::mem::replace(&mut self.checkpoint.state, State::Idle);
+            if let State::Writing(writing) = state {
+                self.checkpoint.state = State::Waiting(writing, until);
+            }
+        }
+    }
+
+    /// One step of a checkpoint ended.
+    pub(super) fn checkpoint_step(
+        &mut self,
+        now: Now,
+        purpose: Purpose,
+        result: Result<Done, Failed>,
+    ) -> Result<(), IoError> {
+        if let Purpose::Materialise(number) = purpose {
+            return self.work_done(now, number, result);
+        }
+        match (&self.checkpoint.state, result) {
+            (State::Tables(frozen), Err(failed)) if failed.error.is_no_space() => {
+                self.space.refused = true;
+                let writing = Writing {
+                    frozen: *frozen,
+                    users: Vec::new(),
+                    next: 0,
+                    works: BTreeMap::new(),
+                    works_made: 0,
+                    failed: Vec::new(),
+                };
+                let until = now.monotonic.after(RETRY_NS);
+                self.checkpoint.state = State::Waiting(writing, until);
+            }
+            (_, Err(failed)) => return Err(failed.error),
+            (State::Tables(frozen), Ok(Done::Materialised { syncs, .. })) => {
+                let frozen = *frozen;
+                self.metrics.flushes += syncs;
+                if frozen.sync == WorkSync::Later {
+                    self.checkpoint.state = State::Syncing(frozen);
+                    self.ops.start(Op::SyncTree, Purpose::SyncTree);
+                } else {
+                    self.write_super(now, frozen);
+                }
+            }
+            (State::Syncing(frozen), Ok(Done::Nothing)) => {
+                self.metrics.flushes += 1;
+                let frozen = *frozen;
+                self.write_super(now, frozen);
+            }
+            (State::Super(frozen), Ok(Done::Buf(_))) => {
+                self.metrics.flushes += 1;
+                let frozen = *frozen;
+                self.end_checkpoint(now, frozen);
+            }
+            (_, Ok(other)) => unreachable_done(&other),
+        }
+        Ok(())
+    }
+
+    fn work_done(
+        &mut self,
+        now: Now,
+        number: u64,
+        result: Result<Done, Failed>,
+    ) -> Result<(), IoError> {
+        let State::Writing(writing) = &mut self.checkpoint.state else {
+            return Ok(());
+        };
+        let users = writing.works.remove(&number).unwrap_or_default();
+        match result {
+            Ok(Done::Materialised { bytes, syncs }) => {
+                self.metrics.materialised_bytes += bytes;
+                self.metrics.flushes += syncs;
+                for index in users {
+                    self.metrics.materialised_users += 1;
+                    self.checkpoint.users_written += 1;
+                    let user = self.users.get_mut(index);
+                    user.frozen_written = true;
+                    for entry in &mut user.frozen {
+                        if let What::Small(mail) = &mut entry.what {
+                            mail.body = None;
+                        }
+                    }
+                    if let Some(live) = user.live_mut() {
+                        live.tail.has_dir = true;
+                    }
+                }
+            }
+            Ok(other) => unreachable_done(&other),
+            Err(failed) if failed.error.is_no_space() => {
+                self.space.refused = true;
+                writing.failed.extend(users);
+            }
+            Err(failed) => return Err(failed.error),
+        }
+        self.feed_flusher(now);
+        Ok(())
+    }
+
+    /// Delivery ids and partition states of the records below the checkpoint.
+    fn write_tables(&mut self, frozen: Frozen) {
+        let log_id = self.identity.log_id;
+        let header = DedupeHeader {
+            store: self.identity.store,
+            log_id,
+            logs: self.identity.logs,
+            capacity: self.config.dedupe_entries,
+            base_next: 0,
+        };
+        let mut steps = Vec::new();
+        let path = RelPath::dedupe(log_id);
+        if self.checkpoint.new_dedupe_file == NewFile::Yes {
+            let pieces = vec![Piece::Bytes(Bytes::copy_from_slice(
+                header.seal().as_slice(),
+            ))];
+            steps.push(Step::Write {
+                path: path.clone(),
+                offset: 0,
+                pieces,
+            });
+        }
+        // Neighbours in the ring go out as one write.
+        let mut run: Vec<u8> = Vec::new();
+        let mut run_at = 0;
+        for (sequence, entry) in self.window.unsaved(frozen.dedupe_next) {
+            let offset = header.offset_of(sequence);
+            let run_end = run_at + u64::try_from(run.len()).expect("an index has at most 64 bits");
+            if offset != run_end && !run.is_empty() {
+                let pieces = vec![Piece::Bytes(Bytes::from(std::mem::take(&mut run)))];
+                steps.push(Step::Write {
+                    path: path.clone(),
+                    offset: run_at,
+                    pieces,
+                });
+            }
+            if run.is_empty() {
+                run_at = offset;
+            }
+            run.extend_from_slice(&entry);
+        }
+        if !run.is_empty() {
+            let pieces = vec![Piece::Bytes(Bytes::from(run))];
+            steps.push(Step::Write {
+                path,
+                offset: run_at,
+                pieces,
+            });
+        }
+        let sequence = self.checkpoint.parts_sequence + 1;
+        let copy = u8::from(sequence % 2 == 1);
+        let states = self.partitions_durable.states();
+        let data = parts::encode(self.identity.store, log_id, sequence, &states);
+        let path = RelPath::parts(log_id, copy);
+        steps.push(Step::Write {
+            path,
+            offset: 0,
+            pieces: vec![Piece::Bytes(Bytes::from(data))],
+        });
+        let work = Work {
+            steps,
+            sync: frozen.sync,
+        };
+        self.ops.start(Op::Materialise(vec![work]), Purpose::Tables);
+    }
+
+    fn write_super(&mut self, now: Now, frozen: Frozen) {
+        self.checkpoint.parts_sequence += 1;
+        let clean = matches!(self.phase, Phase::Draining(_))
+            && self.dirty.is_empty()
+            && self.appends.is_empty()
+            && self.log.is_quiet();
+        let (oldest, newest) = self.log.files().sequences();
+        let superblock = &mut self.superblock;
+        superblock.sequence += 1;
+        superblock.shutdown = if clean {
+            Shutdown::Clean
+        } else {
+            Shutdown::Open
+        };
+        superblock.checkpoint_lsn = frozen.upto;
+        superblock.previous_crc = frozen.previous_crc;
+        superblock.oldest_log_sequence = oldest;
+        superblock.newest_log_sequence = newest;
+        superblock.dedupe_next = frozen.dedupe_next;
+        superblock.written_at = now.wall;
+        superblock.parts_sequence = self.checkpoint.parts_sequence;
+        let (buf, len) = sealed(superblock);
+        self.super_copy ^= 1;
+        let offset = self.super_copy * u64::try_from(SUPERBLOCK_BYTES).expect("4096");
+        self.checkpoint.state = State::Super(frozen);
+        let file = self.super_file;
+        self.ops.start(
+            Op::LogWrite {
+                file,
+                offset,
+                buf,
+                len,
+            },
+            Purpose::Super,
+        );
+    }
+
+    fn end_checkpoint(&mut self, now: Now, frozen: Frozen) {
+        self.positions.checkpointed(frozen.upto);
+        self.log.release(frozen.upto);
+        self.window.mark_saved(frozen.dedupe_next);
+        self.checkpoint.new_dedupe_file = NewFile::No;
+        self.pending_records -= frozen.records;
+        for index in std::mem::take(&mut self.checkpoint.users) {
+            let user = self.users.get_mut(index);
+            user.frozen = Vec::new();
+            user.frozen_written = false;
+        }
+        self.checkpoint.state = State::Idle;
+        self.checkpoint.ended += 1;
+        self.checkpoint.ended_at = now.monotonic;
+        self.metrics.checkpoints += 1;
+        self.metrics.checkpoint_ns = now.monotonic.since(self.checkpoint.begun);
+        self.metrics.checkpoint_at_ns = now.monotonic.value();
+        for ticket in std::mem::take(&mut self.checkpoint.running) {
+            self.answer(Event::Checkpointed { ticket });
+        }
+        self.end_drain();
+    }
+}
+
+/// A superblock in a buffer of its own.
+pub(super) fn sealed(superblock: &crate::format::superblock::Superblock) -> (AlignedBuf, usize) {
+    let mut buf = AlignedBuf::zeroed(SUPERBLOCK_BYTES);
+    buf.copy_from_slice(superblock.seal().as_slice());
+    (buf, SUPERBLOCK_BYTES)
+}
+
+fn step_bytes(step: &Step) -> u64 {
+    let Step::Write { pieces, .. } = step else {
+        return 0;
+    };
+    pieces
+        .iter()
+        .map(|piece| match piece {
+            Piece::Bytes(bytes) => u64::try_from(bytes.len()).expect("at most 64 bits"),
+            Piece::Log { len, .. } => u64::from(*len),
+        })
+        .sum()
+}
+
+/// The writes of one user.
+struct Steps<'a, G> {
+    log: &'a crate::log::Log<G>,
+    user: &'a User,
+}
+
+impl<G> Steps<'_, G> {
+    fn all(&self) -> Vec<Step> {
+        let dir = self.user.dir();
+        let mut steps = Vec::new();
+        let created = self.created();
+        if created.is_some() {
+            steps.push(Step::MakeDir(dir.clone()));
+        }
+        self.segments(&dir, &mut steps);
+        for entry in &self.user.frozen {
+            if let What::Large(mail) = &entry.what {
+                let from = dir.segment_part(mail.segment);
+                let to = dir.large(mail.segment, mail.mailbox, mail.uid);
+                steps.push(Step::Rename { from, to });
+            }
+        }
+        self.info(&dir, created, &mut steps);
+        if let Some(data) = self.folders() {
+            steps.push(Step::Replace {
+                path: dir.folders(),
+                data,
+            });
+        }
+        steps
+    }
+
+    /// Name and position of the create record, if it is in this checkpoint.
+    fn created(&self) -> Option<(&Bytes, Lsn)> {
+        self.user.frozen.iter().find_map(|entry| match &entry.what {
+            What::Create { name, lsn } => Some((name, *lsn)),
+            _ => None,
+        })
+    }
+
+    /// One write per segment: messages of a mailbox lie one behind the other.
+    fn segments(&self, dir: &RelPath, steps: &mut Vec<Step>) {
+        let mut open: BTreeMap<u32, (u64, u64, Vec<Piece>)> = BTreeMap::new();
+        for entry in &self.user.frozen {
+            let What::Small(mail) = &entry.what else {
+                continue;
+            };
+            let Some(body) = &mail.body else { continue };
+            let prefix = mail.head.slice(MSG_FIXED_BYTES..);
+            let len = prefix.len() + crate::format::index(body.stored_len) + 1;
+            let len = u64::try_from(len).expect("a small message");
+            let (at, end, pieces) =
+                open.entry(mail.segment)
+                    .or_insert((mail.offset, mail.offset, Vec::new()));
+            if *end != mail.offset {
+                let path = dir.segment(mail.segment);
+                let pieces = std::mem::take(pieces);
+                steps.push(Step::Write {
+                    path,
+                    offset: *at,
+                    pieces,
+                });
+                *at = mail.offset;
+            }
+            *end = mail.offset + len;
+            pieces.push(Piece::Bytes(prefix));
+            pieces.push(match body.memory() {
+                Some(stored) => Piece::Bytes(stored),
+                None => {
+                    let (path, offset) = self.log.path_of(body.lsn);
+                    Piece::Log {
+                        path,
+                        offset,
+                        len: body.stored_len,
+                        crc: body.stored_crc,
+                    }
+                }
+            });
+            pieces.push(Piece::Bytes(Bytes::from_static(b"\n")));
+        }
+        for (segment, (offset, _, pieces)) in open {
+            steps.push(Step::Write {
+                path: dir.segment(segment),
+                offset,
+                pieces,
+            });
+        }
+    }
+
+    /// The info file's header, if the user is new, and its runs.
+    fn info(&self, dir: &RelPath, created: Option<(&Bytes, Lsn)>, steps: &mut Vec<Step>) {
+        let generation = self.user.live().map_or(1, |live| live.tail.generation);
+        let path = dir.info(generation);
+        let mut at = 0;
+        let mut end = None;
+        let mut pieces = Vec::new();
+        let mut put = |offset: u64, bytes: Bytes, steps: &mut Vec<Step>| {
+            if end.is_some_and(|end| end != offset) {
+                let pieces = std::mem::take(&mut pieces);
+                steps.push(Step::Write {
+                    path: path.clone(),
+                    offset: at,
+                    pieces,
+                });
+                end = None;
+            }
+            if end.is_none() {
+                at = offset;
+            }
+            end = Some(offset + u64::try_from(bytes.len()).expect("at most 64 bits"));
+            pieces.push(Piece::Bytes(bytes));
+        };
+        if let Some((name, lsn)) = created {
+            put(0, self.header(name, lsn), steps);
+        }
+        for entry in &self.user.frozen {
+            let mut offset = entry.info_offset();
+            for bytes in entry.runs() {
+                if !bytes.is_empty() {
+                    let len = u64::try_from(bytes.len()).expect("at most 64 bits");
+                    put(offset, bytes, steps);
+                    offset += len;
+                }
+            }
+        }
+        if !pieces.is_empty() {
+            steps.push(Step::Write {
+                path: path.clone(),
+                offset: at,
+                pieces,
+            });
+        }
+    }
+
+    /// The mailbox runs in this checkpoint.
+    fn mailbox_runs(&self) -> impl Iterator<Item = Mailbox<'_>> {
+        let seed = self
+            .user
+            .seed(self.user.live().map_or(1, |live| live.tail.generation));
+        let runs = self
+            .user
+            .frozen
+            .iter()
+            .filter_map(|entry: &Entry| match &entry.what {
+                What::Runs(runs) => Some((runs, entry.slot)),
+                _ => None,
+            });
+        runs.flat_map(move |(bytes, slot)| Runs::new(bytes, seed, slot))
+            .filter_map(|run| match run.run {
+                Ok(Run::Mailbox(mailbox)) => Some(mailbox),
+                _ => None,
+            })
+    }
+
+    /// The header of a new user: made of what its records say alone, so that redo writes the same.
+    fn header(&self, name: &Bytes, lsn: Lsn) -> Bytes {
+        let header = InfoHeader {
+            user: self.user.hash,
+            ordinal: self.user.ordinal,
+            generation: 1,
+            created_at: self
+                .mailbox_runs()
+                .next()
+                .map_or(WallNs::new(0), |run| run.time),
+            base_lsn: lsn,
+            base_modseq: 0,
+            tombstones_from: 0,
+            next_segment: 1,
+            uidvalidity_max: 0,
+            name: Box::from(&name[..]),
+            version: Version::OURS,
+        };
+        Bytes::copy_from_slice(&header.seal())
+    }
+
+    /// The text copy of the mailboxes, if this checkpoint changes them.
+    fn folders(&self) -> Option<Bytes> {
+        self.mailbox_runs().next()?;
+        let (name, mailboxes) = match (self.created(), self.user.live()) {
+            (Some((name, _)), _) => {
+                let folder = |run: Mailbox<'_>| Folder {
+                    mailbox: run.mailbox,
+                    uidvalidity: run.uidvalidity,
+                    name: run.name.to_owned(),
+                };
+                (name.to_vec(), self.mailbox_runs().map(folder).collect())
+            }
+            (None, Some(live)) => {
+                let folder = |tail: &crate::user::MailboxTail| Folder {
+                    mailbox: tail.mailbox,
+                    uidvalidity: tail.uidvalidity,
+                    name: tail.name.to_string(),
+                };
+                let name = self.user.name.as_ref()?.to_vec();
+                (name, live.tail.mailboxes.iter().map(folder).collect())
+            }
+            (None, None) => return None,
+        };
+        Some(Bytes::from(
+            Folders {
+                user: name,
+                mailboxes,
+            }
+            .encode(),
+        ))
+    }
+}

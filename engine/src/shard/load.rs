@@ -1,0 +1,311 @@
+//! Users from disk (storage.md 8.1): list the directory, read the newest info file, fold it with
+//! what is pending. A failure concerns this user alone.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringpost_netproto::placement::UserKey;
+
+use super::Shard;
+use crate::error::{Corrupt, CorruptReason, IoError};
+use crate::format::info::InfoHeader;
+use crate::index::{BadInfo, Index, InfoFile, fold};
+use crate::io::{Done, Failed, Io, Op};
+use crate::limits::INFO_BYTES_MAX;
+use crate::ops::{Purpose, unreachable_done};
+use crate::pending::What;
+use crate::request::{Event, Notice, Now};
+use crate::user::{Existence, Live, State, Tail, Waiter};
+
+/// What a directory listing told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listing {
+    /// The highest info file.
+    generation: Option<u32>,
+    /// Above every segment id in a name.
+    next_segment: u32,
+    /// Final segment names and their sizes.
+    segments: Vec<(u32, u64)>,
+    has_dir: bool,
+}
+
+/// A load under way.
+#[derive(Clone, Debug)]
+pub(super) struct Loading {
+    listing: Listing,
+    /// Checkpoints ended when the file was asked for: one in between may have moved pending records
+    /// into it behind our back.
+    checkpoints: u64,
+    /// Who asked, for the name of a user that is not there yet.
+    key: UserKey,
+}
+
+impl<I: Io> Shard<I> {
+    /// Begins to load a user unless that is under way.
+    pub(super) fn start_load(&mut self, index: usize, key: &UserKey) {
+        let user = self.users.get_mut(index);
+        if self.loads.contains_key(&index) {
+            return;
+        }
+        let loading = Loading {
+            listing: Listing::default(),
+            checkpoints: 0,
+            key: key.clone(),
+        };
+        self.loads.insert(index, loading);
+        if user.live().is_some() {
+            self.read_info(index);
+            return;
+        }
+        user.state = State::Loading;
+        let path = user.dir();
+        self.ops
+            .start(Op::ListDir { path }, Purpose::UserDir(index));
+    }
+
+    pub(super) fn load_step(
+        &mut self,
+        _now: Now,
+        index: usize,
+        purpose: Purpose,
+        result: Result<Done, Failed>,
+    ) -> Result<(), IoError> {
+        match (purpose, result) {
+            (Purpose::UserDir(_), Ok(Done::Listing(names))) => {
+                let listing = self.read_names(index, &names);
+                if let Some(loading) = self.loads.get_mut(&index) {
+                    loading.listing = listing;
+                }
+                self.read_info(index);
+            }
+            (Purpose::UserDir(_), Err(failed)) if failed.error.is_not_found() => {
+                self.read_info(index);
+            }
+            (Purpose::UserInfo(_), Ok(Done::Bytes(bytes))) => self.info_read(index, &bytes),
+            (_, Err(failed)) => self.load_failed(index, failed.error.corrupt()),
+            (_, Ok(other)) => unreachable_done(&other),
+        }
+        Ok(())
+    }
+
+    /// Takes the names of a user's directory in; part files that no record names are removed.
+    fn read_names(&mut self, index: usize, names: &[(String, u64)]) -> Listing {
+        let user = self.users.get(index);
+        let dir = user.dir();
+        let mut listing = Listing {
+            has_dir: true,
+            next_segment: 1,
+            ..Listing::default()
+        };
+        let mut unnamed = Vec::new();
+        for (name, bytes) in names {
+            let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+            if let Some(generation) = name.strip_prefix("info.").and_then(hex) {
+                listing.generation = listing.generation.max(Some(generation));
+            } else if let Some(segment) = name.strip_suffix(".part").and_then(hex) {
+                let named = user.unwritten().any(|entry| match &entry.what {
+                    What::Large(mail) => mail.segment == segment,
+                    _ => false,
+                });
+                if !named {
+                    unnamed.extend(dir.entry(name));
+                }
+                listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
+            } else if let Some(stem) = name.strip_suffix(".mbox") {
+                let segment = stem.split('.').next().and_then(hex);
+                if let Some(segment) = segment {
+                    listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
+                    listing.segments.push((segment, *bytes));
+                }
+            }
+        }
+        for path in unnamed {
+            self.metrics.parts_removed += 1;
+            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+        }
+        listing
+    }
+
+    /// Asks for the info file, or goes on without one.
+    fn read_info(&mut self, index: usize) {
+        let checkpoints = self.checkpoint.ended();
+        let Some(loading) = self.loads.get_mut(&index) else {
+            return;
+        };
+        loading.checkpoints = checkpoints;
+        let user = self.users.get(index);
+        let fresh = user
+            .unwritten()
+            .any(|entry| matches!(entry.what, What::Create { .. }));
+        let generation = match user.live() {
+            Some(live) if live.tail.existence == Existence::Absent || fresh => None,
+            Some(live) => Some(live.tail.generation),
+            None => loading.listing.generation,
+        };
+        let Some(generation) = generation else {
+            self.loaded(index, None);
+            return;
+        };
+        loading.listing.generation = Some(generation);
+        let path = user.dir().info(generation);
+        let op = Op::ReadFile {
+            path,
+            bytes_max: INFO_BYTES_MAX,
+        };
+        self.ops.start(op, Purpose::UserInfo(index));
+    }
+
+    fn info_read(&mut self, index: usize, bytes: &Bytes) {
+        let ended = self.checkpoint.ended();
+        if self
+            .loads
+            .get(&index)
+            .is_some_and(|loading| loading.checkpoints != ended)
+        {
+            self.read_info(index);
+            return;
+        }
+        self.loaded(index, Some(bytes));
+    }
+
+    /// Everything is read: fold, and let the waiters go on.
+    fn loaded(&mut self, index: usize, bytes: Option<&Bytes>) {
+        let Some(Loading { listing, key, .. }) = self.loads.remove(&index) else {
+            return;
+        };
+        match self.folded(index, bytes, &listing) {
+            Ok((name, tail, folded)) => {
+                self.metrics.users_loaded += 1;
+                let user = self.users.get_mut(index);
+                if user.name.is_none() {
+                    user.name = Some(name.unwrap_or_else(|| Arc::from(key.name())));
+                }
+                let reader = user
+                    .waiting
+                    .iter()
+                    .any(|waiter| matches!(waiter, Waiter::Read(_)));
+                match &mut user.state {
+                    State::Live(live) => live.index = Some(folded),
+                    state => {
+                        let index = reader.then_some(folded);
+                        *state = State::Live(Box::new(Live { tail, index }));
+                    }
+                }
+                let bytes = user
+                    .live()
+                    .and_then(|live| live.index.as_ref())
+                    .map(Index::bytes);
+                self.index_bytes += bytes.unwrap_or(0);
+                self.wake(index);
+            }
+            Err(bad) => self.load_failed(index, bad),
+        }
+    }
+
+    /// Name (if a file or record tells it), tail and index of a user.
+    fn folded(
+        &self,
+        index: usize,
+        bytes: Option<&Bytes>,
+        listing: &Listing,
+    ) -> Result<(Option<Arc<[u8]>>, Tail, Index), Corrupt> {
+        let user = self.users.get(index);
+        let generation = listing.generation.unwrap_or(1);
+        let path = user.dir().info(generation);
+        let bad = |offset, reason| Corrupt {
+            file: path.to_string(),
+            offset,
+            reason,
+        };
+        let created = user.unwritten().find_map(|entry| match &entry.what {
+            What::Create { name, .. } => Some(name),
+            _ => None,
+        });
+        // A user whose create record is pending owes nothing to a file: redo writes all of it.
+        let header = match (bytes, created) {
+            (Some(bytes), None) => Some(
+                InfoHeader::open(bytes, user.hash, user.ordinal, generation)
+                    .map_err(|reason| bad(0, reason))?,
+            ),
+            _ => None,
+        };
+        if header.is_none() && created.is_none() && !listing.segments.is_empty() {
+            return Err(bad(0, CorruptReason::Disagree("segments without an index")));
+        }
+        let file = match (&header, bytes) {
+            (Some(header), Some(bytes)) => Some(InfoFile { header, bytes }),
+            _ => None,
+        };
+        let has_dir = listing.has_dir || bytes.is_some();
+        let seed = user.seed(generation);
+        let (mut tail, index, ends) = fold(file.as_ref(), user.unwritten(), seed, has_dir)
+            .map_err(|BadInfo { offset, reason }| bad(offset, reason))?;
+        tail.next_segment = tail.next_segment.max(listing.next_segment);
+        for (segment, end) in ends {
+            let found = listing
+                .segments
+                .iter()
+                .find(|(number, _)| *number == segment);
+            if user.live().is_none() && found.is_none_or(|(_, bytes)| *bytes < end) {
+                let file = user.dir().segment(segment).to_string();
+                let offset = found.map_or(0, |(_, bytes)| *bytes);
+                return Err(Corrupt {
+                    file,
+                    offset,
+                    reason: CorruptReason::Truncated,
+                });
+            }
+        }
+        let name = created
+            .map(|name| &name[..])
+            .or(header.as_ref().map(|header| &*header.name));
+        Ok((name.map(Arc::from), tail, index))
+    }
+
+    fn load_failed(&mut self, index: usize, corrupt: Corrupt) {
+        self.loads.remove(&index);
+        self.metrics.corrupt += 1;
+        let corrupt = Arc::new(corrupt);
+        self.events
+            .push(Event::Notice(Notice::Corrupt(Arc::clone(&corrupt))));
+        let user = self.users.get_mut(index);
+        if user.live().is_none() {
+            user.state = State::Repairing(corrupt);
+        }
+        self.wake(index);
+    }
+
+    /// Lets go whoever waited for a user; those who mean another name with the same hash move on.
+    fn wake(&mut self, index: usize) {
+        let waiting = std::mem::take(&mut self.users.get_mut(index).waiting);
+        let name = self.users.get(index).name.clone();
+        for waiter in waiting {
+            let wants = match waiter {
+                Waiter::Append(append) => self.append_wants(append, index, name.as_deref()),
+                Waiter::Read(read) => self.read_wants(read, name.as_deref()),
+            };
+            match (waiter, wants) {
+                (Waiter::Append(append), Wants::This) => self.append_user_loaded(append),
+                (Waiter::Append(append), Wants::Other) => self.append_moves(append, index),
+                (Waiter::Read(read), Wants::This) => self.run_read(read),
+                (Waiter::Read(read), Wants::Other) => self.read_moves(read),
+            }
+        }
+        // A user in repair is looked at again at its next use.
+        let user = self.users.get_mut(index);
+        if let State::Repairing(_) = user.state
+            && user.pins == 0
+        {
+            user.state = State::Unloaded;
+        }
+        self.users.forget_if_idle(index);
+    }
+}
+
+/// Whether a loaded user is the one that a waiter asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wants {
+    This,
+    /// Another name with the same hash.
+    Other,
+}

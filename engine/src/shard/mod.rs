@@ -1,0 +1,471 @@
+//! One core's store (storage.md 1.3): admit, submit, poll, next_deadline; dispatch and no more.
+//!
+//! A shard never blocks after it was opened, knows no clock and draws nothing at random: time and
+//! seed are arguments. It belongs to one thread. What it promises stands in the crate's docs; where
+//! each part of it lives: `append` (batches), `large` and `stage` (messages with a file of their
+//! own), `load` (users from disk), `read` (list and fetch), `checkpoint`, `open` (recovery).
+//! Descends from the thesis's work list and operation threads (3.1.3.1, 3.1.3.2).
+
+mod append;
+mod checkpoint;
+mod large;
+mod load;
+mod open;
+mod partitions;
+mod read;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ringpost_netproto::id::{Epoch, NodeId};
+use ringpost_netproto::placement::{HashKey, PartitionCount, UserKey, core_of};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::commit::Positions;
+use crate::config::ShardConfig;
+use crate::dedupe::Window;
+use crate::error::{Fatal, IoError};
+use crate::format::store_file::StoreId;
+use crate::format::superblock::Superblock;
+use crate::io::{Done, FileId, Io, Op};
+use crate::limits::{APPEND_AGE_MAX_NS, TICKETS_MAX};
+use crate::log::{Log, LogIdentity};
+use crate::metrics::Metrics;
+use crate::ops::{Ended, Ops, Purpose, unreachable_done};
+use crate::pending::Bodies;
+use crate::request::{
+    Admit, BusyReason, Event, MonotonicNs, Notice, Now, Refused, Request, Ticket,
+};
+use crate::user::Users;
+
+use append::{Append, Mark, Part};
+use checkpoint::Checkpoint;
+use large::LargeStep;
+use load::Loading;
+use partitions::Partitions;
+use read::Read;
+use stage::Stages;
+
+/// How often free space is looked at, ns.
+const SPACE_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// What a shard is part of.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardIdentity {
+    /// The store.
+    pub store: StoreId,
+    /// The node.
+    pub node: NodeId,
+    /// Its log directory and its number among the shards.
+    pub log_id: u32,
+    /// How many shards (logs) there are; a shard owns each partition with
+    /// `partition mod logs == log_id`.
+    pub logs: u32,
+    /// Partitions of the store.
+    pub partitions: PartitionCount,
+    /// The store's hash key.
+    pub key: HashKey,
+}
+
+impl ShardIdentity {
+    fn log(&self) -> LogIdentity {
+        LogIdentity {
+            store: self.store,
+            log_id: self.log_id,
+        }
+    }
+
+    fn owns(&self, user: &UserKey) -> bool {
+        let logs = crate::format::index(self.logs);
+        core_of(user.partition(), logs) == crate::format::index(self.log_id)
+    }
+}
+
+/// Free space at the last look.
+#[derive(Clone, Copy, Debug)]
+struct Space {
+    free_bytes: u64,
+    floor_bytes: u64,
+    free_inodes: u64,
+    inodes_floor: u64,
+    looked_at: MonotonicNs,
+    looking: Looking,
+    /// The disk said "no space" since the last look that found some.
+    refused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looking {
+    Yes,
+    No,
+}
+
+/// Whether the shard takes work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Serving,
+    /// No more appends; when all are answered, a checkpoint, then clean.
+    Draining(Ticket),
+    /// Drained: nothing may change any more.
+    Clean,
+    /// After a fatal error.
+    Stopped,
+}
+
+/// One core's store. See the module.
+pub struct Shard<I: Io> {
+    ops: Ops<I>,
+    config: ShardConfig,
+    identity: ShardIdentity,
+    epoch: Epoch,
+    users: Users,
+    log: Log<Part>,
+    positions: Positions,
+    window: Window,
+    bodies: Bodies,
+    pending_records: u64,
+    /// Users with pending records, each once.
+    dirty: Vec<usize>,
+    /// As of the last record encoded.
+    partitions: Partitions,
+    /// As of the last durable record: what a checkpoint writes.
+    partitions_durable: Partitions,
+    /// Places of the records encoded since the last part was attached.
+    marks: SmallVec<[Mark; 1]>,
+    /// Delivery ids below this sequence belong to durable records.
+    dedupe_durable: u64,
+    appends: Slab<Append>,
+    /// Appends whose users are loaded, in order.
+    ready: VecDeque<usize>,
+    larges: Slab<LargeStep>,
+    stages: Stages,
+    reads: Slab<Read>,
+    /// Users being loaded, by index.
+    loads: BTreeMap<usize, Loading>,
+    index_bytes: u64,
+    checkpoint: Checkpoint,
+    superblock: Superblock,
+    super_copy: u64,
+    super_file: FileId,
+    space: Space,
+    metrics: Metrics,
+    tickets_issued: u64,
+    tickets_open: u64,
+    events: Vec<Event>,
+    phase: Phase,
+    ended: Vec<Ended>,
+}
+
+impl<I: Io> Shard<I> {
+    /// Whether a message for this user could be taken now. Reserves nothing.
+    pub fn admit(&mut self, now: Now, ask: &Admit) -> Result<(), Refused> {
+        self.accepts_mail()?;
+        if !self.identity.owns(&ask.user) {
+            return Err(Refused::WrongShard);
+        }
+        if ask
+            .size_hint
+            .is_some_and(|bytes| bytes > self.config.message_bytes_max)
+        {
+            return Err(Refused::TooLarge);
+        }
+        if self.oldest_append_ns(now) > APPEND_AGE_MAX_NS {
+            return Err(Refused::Busy(
+                self.pressure().unwrap_or(BusyReason::SlowDisk),
+            ));
+        }
+        if self.disk_is_full() {
+            Err(Refused::DiskFull)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes a request over; its event comes out of a later [`Self::poll`].
+    pub fn submit(&mut self, now: Now, request: Request) -> Result<Ticket, Refused> {
+        match self.phase {
+            Phase::Stopped | Phase::Clean => return Err(Refused::Stopped),
+            Phase::Draining(_) if request.is_mail() => return Err(Refused::Stopped),
+            Phase::Serving | Phase::Draining(_) => {}
+        }
+        let open = usize::try_from(self.tickets_open).unwrap_or(usize::MAX);
+        if open >= TICKETS_MAX {
+            return Err(Refused::Busy(BusyReason::Tickets));
+        }
+        let ticket = Ticket(self.tickets_issued);
+        match request {
+            Request::Append(group) => self.submit_append(now, ticket, group)?,
+            Request::StageBegin {
+                size_hint,
+                sender,
+                internal_date,
+            } => {
+                self.stage_begin(ticket, size_hint, &sender, internal_date)?;
+            }
+            Request::StageWrite { stage, data } => self.stage_write(ticket, stage, data)?,
+            Request::StageExpand { stage } => self.stage_expand(ticket, stage)?,
+            Request::StageFinish {
+                stage,
+                summary,
+                cache,
+                guid,
+            } => {
+                self.stage_finish(ticket, stage, *summary, cache, guid)?;
+            }
+            Request::StageDrop { stage } => {
+                self.stage_drop(stage);
+                self.tickets_issued += 1;
+                return Ok(ticket);
+            }
+            Request::Mailboxes { user } => self.submit_mailboxes(ticket, &user)?,
+            Request::List {
+                user,
+                mailbox,
+                after,
+                entries_max,
+            } => {
+                self.submit_list(ticket, &user, mailbox, after, entries_max)?;
+            }
+            Request::Fetch {
+                user,
+                mailbox,
+                uid,
+                stored_offset,
+                bytes_max,
+            } => {
+                self.submit_fetch(ticket, &user, mailbox, uid, (stored_offset, bytes_max))?;
+            }
+            Request::Checkpoint => self.checkpoint.ask(ticket),
+            Request::Drain => self.phase = Phase::Draining(ticket),
+        }
+        self.tickets_issued += 1;
+        self.tickets_open += 1;
+        Ok(ticket)
+    }
+
+    /// Takes completions in, advances, and appends what came of it to `out`. Call it after requests
+    /// were submitted (all of a turn share one batch), when the `Io` has completions, and at
+    /// [`Self::next_deadline`].
+    pub fn poll(&mut self, now: Now, out: &mut Vec<Event>) {
+        // A completion may start ops that complete at once (cached reads): a few rounds, so that
+        // they don't wait for the next call; bounded, so that others get their turn.
+        for _round in 0..4 {
+            let mut ended = std::mem::take(&mut self.ended);
+            self.ops.poll(&mut ended);
+            let idle = ended.is_empty();
+            for ended in ended.drain(..) {
+                if let Err(error) = self.end(now, ended) {
+                    self.stop(Fatal::Io(error));
+                }
+            }
+            self.ended = ended;
+            if self.phase != Phase::Stopped {
+                self.publish(now);
+                self.place_ready(now);
+                self.log
+                    .seal(&mut self.ops, &mut self.positions, &mut self.metrics, now);
+                self.tend(now);
+            }
+            if idle {
+                break;
+            }
+        }
+        out.append(&mut self.events);
+    }
+
+    /// When `poll` must be called although nothing completes.
+    pub fn next_deadline(&self) -> Option<MonotonicNs> {
+        if matches!(self.phase, Phase::Stopped | Phase::Clean) {
+            return None;
+        }
+        let noop = self.log.noop_due(&self.positions);
+        let waiting = self
+            .ready
+            .front()
+            .and_then(|index| self.appends.get(*index));
+        let refusal = waiting.map(|append| append.since().after(APPEND_AGE_MAX_NS));
+        let dirty = !self.dirty.is_empty();
+        let checkpoint = self
+            .checkpoint
+            .due(self.config.checkpoint_interval_ns, dirty);
+        let busy = dirty || !self.appends.is_empty() || self.space.refused;
+        let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
+        [noop, refusal, checkpoint, space]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Counters and gauges, as of the last `poll`.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The `Io` under the shard, to wait on its completions.
+    pub fn io_mut(&mut self) -> &mut I {
+        self.ops.io_mut()
+    }
+
+    /// The end of one op. An error is fatal for the shard.
+    fn end(&mut self, now: Now, ended: Ended) -> Result<(), IoError> {
+        let Ended { purpose, result } = ended;
+        match purpose {
+            Purpose::Frame(number) => {
+                self.log.written(number, result, &mut self.metrics, now)?;
+            }
+            Purpose::Arm(index) => {
+                result.map_err(|failed| failed.error)?;
+                self.metrics.flushes += 1;
+                self.log.files_mut().armed(index);
+            }
+            Purpose::LogMake(number) => match result {
+                Ok(_) => self.log.files_mut().made(&mut self.ops, number),
+                Err(failed) => self.log_not_made(failed.error)?,
+            },
+            Purpose::LogOpen(number) => match result {
+                Ok(Done::Opened { file, .. }) => self.log.files_mut().opened(number, file),
+                Ok(other) => unreachable_done(&other),
+                Err(failed) => self.log_not_made(failed.error)?,
+            },
+            Purpose::Materialise(_) | Purpose::Tables | Purpose::SyncTree | Purpose::Super => {
+                self.checkpoint_step(now, purpose, result)?;
+            }
+            Purpose::UserDir(user) | Purpose::UserInfo(user) => {
+                self.load_step(now, user, purpose, result)?;
+            }
+            Purpose::Stage(stage) => self.stage_step(stage, result)?,
+            Purpose::Large(index) => self.large_step(index, result)?,
+            Purpose::Fetch(index) => self.fetch_step(index, result),
+            Purpose::Space => self.space_looked(now, result),
+            Purpose::Tidy => {}
+            Purpose::Opening => unreachable!("the shard is open"),
+        }
+        Ok(())
+    }
+
+    /// A log file that could not be made is tried again later; without space it never is a reason
+    /// to stop.
+    fn log_not_made(&mut self, error: IoError) -> Result<(), IoError> {
+        if !error.is_no_space() {
+            return Err(error);
+        }
+        self.space.refused = true;
+        self.log.files_mut().not_made();
+        Ok(())
+    }
+
+    /// Housekeeping at the end of a round.
+    fn tend(&mut self, now: Now) {
+        self.bodies.shrink(self.config.pending_bytes_max / 100 * 85);
+        self.tend_checkpoint(now);
+        self.log
+            .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
+        let look = self.space.looking == Looking::No
+            && now.monotonic >= self.space.looked_at.after(SPACE_INTERVAL_NS)
+            && (!self.dirty.is_empty() || !self.appends.is_empty() || self.space.refused);
+        if look {
+            self.space.looking = Looking::Yes;
+            self.ops.start(Op::FreeSpace, Purpose::Space);
+        }
+        self.gauges(now);
+    }
+
+    fn gauges(&mut self, now: Now) {
+        let checkpointed = self.positions.checkpointed_to().lsn();
+        self.metrics.pending_bytes = self.bodies.bytes();
+        self.metrics.pending_records = self.pending_records;
+        self.metrics.log_used_bytes = self.log.used_bytes(checkpointed);
+        self.metrics.log_capacity_bytes = self.log.files().capacity_bytes();
+        self.metrics.users_resident = u64::try_from(self.users.len()).unwrap_or(u64::MAX);
+        self.metrics.index_bytes = self.index_bytes;
+        self.metrics.tickets = self.tickets_open;
+        self.metrics.oldest_append_ns = self.oldest_append_ns(now);
+        self.metrics.disk_free_bytes = self.space.free_bytes;
+    }
+
+    fn accepts_mail(&self) -> Result<(), Refused> {
+        if self.phase == Phase::Serving {
+            Ok(())
+        } else {
+            Err(Refused::Stopped)
+        }
+    }
+
+    /// Free space below the floor, or the disk said so itself.
+    fn disk_is_full(&self) -> bool {
+        let unwritten = self.bodies.bytes().saturating_mul(3) / 2;
+        self.space.refused
+            || self.space.free_bytes < self.space.floor_bytes.saturating_add(unwritten)
+            || self.space.free_inodes < self.space.inodes_floor
+    }
+
+    fn space_looked(&mut self, now: Now, result: Result<Done, crate::io::Failed>) {
+        self.space.looking = Looking::No;
+        self.space.looked_at = now.monotonic;
+        let Ok(Done::Space {
+            free_bytes,
+            total_bytes,
+            free_inodes,
+            total_inodes,
+        }) = result
+        else {
+            return;
+        };
+        let was_full = self.disk_is_full();
+        // A share of a small disk; never more than what the configuration reserves.
+        self.space.floor_bytes = self.config.reserve_bytes.min(total_bytes / 50);
+        self.space.free_bytes = free_bytes;
+        self.space.free_inodes = free_inodes;
+        self.space.inodes_floor = if free_inodes == u64::MAX {
+            0
+        } else {
+            total_inodes / 50
+        };
+        if free_bytes > self.space.floor_bytes {
+            self.space.refused = false;
+        }
+        if self.disk_is_full() && !was_full {
+            let floor_bytes = self.space.floor_bytes;
+            self.events.push(Event::Notice(Notice::DiskLow {
+                free_bytes,
+                floor_bytes,
+            }));
+        }
+    }
+
+    /// Answers a ticket.
+    fn answer(&mut self, event: Event) {
+        self.tickets_open -= 1;
+        self.events.push(event);
+    }
+
+    /// Nothing is acknowledged any more; every open ticket learns it.
+    fn stop(&mut self, fatal: Fatal) {
+        if self.phase == Phase::Stopped {
+            return;
+        }
+        self.phase = Phase::Stopped;
+        self.refuse_appends();
+        self.refuse_reads();
+        self.refuse_stages();
+        self.events.push(Event::Fatal(fatal));
+    }
+}
+
+impl Request {
+    /// Whether it brings new mail.
+    fn is_mail(&self) -> bool {
+        matches!(
+            self,
+            Self::Append(_)
+                | Self::StageBegin { .. }
+                | Self::StageWrite { .. }
+                | Self::StageExpand { .. }
+                | Self::StageFinish { .. }
+                | Self::Drain
+        )
+    }
+}

@@ -1,0 +1,534 @@
+//! Opening a shard: superblock, tables of the last checkpoint, replay of the log (storage.md 6).
+//!
+//! Replay puts every record of the log back where it was before the end: into the pending entries of
+//! its user. Nothing on disk changes but one armed log file and the superblock's boot counter, so
+//! a crash in it repeats it with the same result. No index is read.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringpost_netproto::id::Epoch;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::append::seconds;
+use super::checkpoint::{Checkpoint, NewFile, sealed};
+use super::partitions::Partitions;
+use super::stage::Stages;
+use super::{Looking, Phase, Shard, ShardIdentity, Space};
+use crate::commit::Positions;
+use crate::config::ShardConfig;
+use crate::dedupe::Window;
+use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
+use crate::format::dedupe::{CAPACITY_MAX, DEDUPE_ENTRY_BYTES, DEDUPE_HEADER_BYTES};
+use crate::format::dedupe::{DedupeEntry, DedupeHeader};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
+use crate::format::info::MSG_FIXED_BYTES;
+use crate::format::parts::{self, ENTRIES_MAX, PARTS_ENTRY_BYTES, PARTS_HEADER_BYTES};
+use crate::format::record::{
+    DELIVER_FILE_FIXED_AT, DELIVER_FIXED_AT, Payload, RECORD_HEADER_BYTES, Record, Records,
+};
+use crate::format::superblock::{Pair, SUPERBLOCK_BYTES, Shutdown, Superblock};
+use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
+use crate::log::{Files, Log, Salts, recover};
+use crate::metrics::Metrics;
+use crate::ops::{Ops, unreachable_done};
+use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, What};
+use crate::position::Lsn;
+use crate::request::{Event, Notice, Now};
+use crate::user::Users;
+use ringpost_netproto::placement::core_of;
+
+impl<I: Io> Shard<I> {
+    /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
+    /// entropy for the salts of log files.
+    pub fn open(
+        io: I,
+        identity: ShardIdentity,
+        config: ShardConfig,
+        seed: [u8; 16],
+        now: Now,
+    ) -> Result<Self, OpenError> {
+        let dir = RelPath::log_dir(identity.log_id);
+        config.check().map_err(|rule| OpenError::Unusable {
+            path: dir.to_string(),
+            reason: format!("the configuration breaks a rule: {rule}"),
+        })?;
+        let mut ops = Ops::new(io);
+        ops.run_plain(Op::MakeDir { path: dir.clone() })?;
+        ops.run_plain(Op::SyncDir { path: dir.parent() })?;
+        let (super_file, super_copy, mut superblock) = open_super(&mut ops, &identity)?;
+        let mut redo = Redo::new(&identity, &config);
+        redo.read_tables(&mut ops, &identity, &superblock)?;
+        let recovery = recover(
+            &mut ops,
+            identity.log(),
+            config.log_file_bytes,
+            (superblock.checkpoint_lsn, superblock.previous_crc),
+            |frame, payload| redo.apply(&identity, frame, payload),
+        )?;
+        let mut files = Files::new(
+            identity.log(),
+            config.log_file_bytes,
+            config.log_files_max,
+            Salts::new(&seed),
+        );
+        for found in &recovery.found {
+            files.add_free(found.number, found.file, found.header);
+        }
+        files.set_live(&recovery.chain);
+        while files.count() < config.log_files_initial {
+            files.make_now(&mut ops)?;
+        }
+        superblock.sequence += 1;
+        superblock.boots += 1;
+        superblock.shutdown = Shutdown::Open;
+        superblock.written_at = now.wall;
+        let super_copy = super_copy ^ 1;
+        write_super(&mut ops, super_file, super_copy, &superblock)?;
+        files.start_now(&mut ops, recovery.end, now.wall)?;
+        if let Some(torn) = recovery.torn_at {
+            redo.notices.push(Notice::TornTail(Arc::new(torn)));
+        }
+        let log = Log::new(
+            &mut ops,
+            &config,
+            files,
+            recovery.end,
+            recovery.previous_crc,
+            now,
+        );
+        let metrics = Metrics {
+            recovered_bytes: recovery.bytes,
+            recovered_records: redo.records,
+            checkpoint_at_ns: now.monotonic.value(),
+            ..Metrics::default()
+        };
+        let mut shard = Self {
+            ops,
+            identity,
+            epoch: Epoch::new(superblock.boots),
+            users: redo.users,
+            log,
+            positions: Positions::recovered(superblock.checkpoint_lsn, recovery.end),
+            dedupe_durable: redo.window.next(),
+            window: redo.window,
+            bodies: redo.bodies,
+            pending_records: redo.records,
+            dirty: redo.dirty,
+            partitions: redo.partitions.clone(),
+            partitions_durable: redo.partitions,
+            marks: SmallVec::new(),
+            appends: Slab::new(),
+            ready: std::collections::VecDeque::new(),
+            larges: Slab::new(),
+            stages: Stages::default(),
+            reads: Slab::new(),
+            loads: BTreeMap::new(),
+            index_bytes: 0,
+            checkpoint: Checkpoint::new(
+                now.monotonic,
+                superblock.parts_sequence,
+                redo.new_dedupe_file,
+            ),
+            superblock,
+            super_copy,
+            super_file,
+            space: Space {
+                free_bytes: u64::MAX,
+                floor_bytes: 0,
+                free_inodes: u64::MAX,
+                inodes_floor: 0,
+                looked_at: now.monotonic,
+                looking: Looking::No,
+                refused: false,
+            },
+            metrics,
+            tickets_issued: 0,
+            tickets_open: 0,
+            events: redo.notices.into_iter().map(Event::Notice).collect(),
+            phase: Phase::Serving,
+            ended: Vec::new(),
+            config,
+        };
+        let space = shard.ops.run(Op::FreeSpace);
+        shard.space_looked(now, space);
+        shard.gauges(now);
+        Ok(shard)
+    }
+
+    /// The deliveries remembered, oldest first: for a change of the number of logs, once drained.
+    pub(crate) fn deliveries(&self) -> impl Iterator<Item = DedupeEntry> + '_ {
+        self.window.entries()
+    }
+
+    /// Sequence number of the next delivery remembered.
+    pub(crate) fn deliveries_next(&self) -> u64 {
+        self.window.next()
+    }
+}
+
+/// Opens the superblock, or makes the first one of a new log: handle, valid copy, contents.
+fn open_super<I: Io>(
+    ops: &mut Ops<I>,
+    identity: &ShardIdentity,
+) -> Result<(FileId, u64, Superblock), OpenError> {
+    let path = RelPath::superblock(identity.log_id);
+    let file_bytes = 2 * SUPERBLOCK_BYTES;
+    let opened = ops.run_plain(Op::Open {
+        path: path.clone(),
+        mode: OpenMode::Log,
+    });
+    let file = match opened {
+        Ok(Done::Opened { file, .. }) => file,
+        Ok(other) => unreachable_done(&other),
+        Err(error) if error.is_not_found() => {
+            if has_log_files(ops, identity)? {
+                let file = path.to_string();
+                return Err(Corrupt {
+                    file,
+                    offset: 0,
+                    reason: CorruptReason::Truncated,
+                }
+                .into());
+            }
+            return new_super(ops, identity, &path);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (bytes, count) = ops.run_read(file, 0, AlignedBuf::zeroed(file_bytes))?;
+    let bytes = bytes.get(..count).unwrap_or_default();
+    let pair = match Pair::open(bytes, identity.store, identity.log_id) {
+        Ok(pair) => pair,
+        // A crash in the making of the log: zeros, and nothing was ever written.
+        Err(_) if bytes.iter().all(|byte| *byte == 0) && !has_log_files(ops, identity)? => {
+            ops.run_plain(Op::Close { file })?;
+            return new_super(ops, identity, &path);
+        }
+        Err((reason, _)) => {
+            return Err(Corrupt {
+                file: path.to_string(),
+                offset: 0,
+                reason,
+            }
+            .into());
+        }
+    };
+    let current = pair.current;
+    let fits = current.partitions == identity.partitions
+        && current.key_check == identity.key.check()
+        && current.node == identity.node;
+    if !fits {
+        return Err(Corrupt {
+            file: path.to_string(),
+            offset: 0,
+            reason: CorruptReason::Disagree("superblock and STORE (partitions, key or node)"),
+        }
+        .into());
+    }
+    let copy = u64::try_from(pair.current_copy).expect("0 or 1");
+    Ok((file, copy, current))
+}
+
+fn new_super<I: Io>(
+    ops: &mut Ops<I>,
+    identity: &ShardIdentity,
+    path: &RelPath,
+) -> Result<(FileId, u64, Superblock), OpenError> {
+    let bytes = u64::try_from(2 * SUPERBLOCK_BYTES).expect("8192");
+    ops.run_plain(Op::LogCreate {
+        path: path.clone(),
+        bytes,
+    })?;
+    let file = match ops.run_plain(Op::Open {
+        path: path.clone(),
+        mode: OpenMode::Log,
+    })? {
+        Done::Opened { file, .. } => file,
+        other => unreachable_done(&other),
+    };
+    let superblock = Superblock {
+        store: identity.store,
+        node: identity.node,
+        log_id: identity.log_id,
+        sequence: 1,
+        shutdown: Shutdown::Open,
+        partitions: identity.partitions,
+        storage_generation: 1,
+        boots: 0,
+        checkpoint_lsn: Lsn::new(0),
+        previous_crc: 0,
+        key_check: identity.key.check(),
+        map_revision: 0,
+        oldest_log_sequence: 0,
+        newest_log_sequence: 0,
+        dedupe_next: 0,
+        written_at: ringpost_netproto::id::WallNs::new(0),
+        parts_sequence: 0,
+        newer: None,
+    };
+    write_super(ops, file, 0, &superblock)?;
+    Ok((file, 0, superblock))
+}
+
+fn write_super<I: Io>(
+    ops: &mut Ops<I>,
+    file: FileId,
+    copy: u64,
+    superblock: &Superblock,
+) -> Result<(), IoError> {
+    let (buf, len) = sealed(superblock);
+    let offset = copy * u64::try_from(SUPERBLOCK_BYTES).expect("4096");
+    ops.run_plain(Op::LogWrite {
+        file,
+        offset,
+        buf,
+        len,
+    })
+    .map(|_buf| ())
+}
+
+fn has_log_files<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<bool, IoError> {
+    match ops.run_plain(Op::ListDir {
+        path: RelPath::log_dir(identity.log_id),
+    })? {
+        Done::Listing(names) => Ok(names.iter().any(|(name, _)| name.ends_with(".log"))),
+        other => unreachable_done(&other),
+    }
+}
+
+/// A derived file, whole; `None` if it is not there.
+fn read_file<I: Io>(
+    ops: &mut Ops<I>,
+    path: RelPath,
+    bytes_max: u64,
+) -> Result<Option<Bytes>, IoError> {
+    match ops.run_plain(Op::ReadFile { path, bytes_max }) {
+        Ok(Done::Bytes(bytes)) => Ok(Some(bytes)),
+        Ok(other) => unreachable_done(&other),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What replay builds.
+struct Redo {
+    users: Users,
+    bodies: Bodies,
+    window: Window,
+    partitions: Partitions,
+    dirty: Vec<usize>,
+    records: u64,
+    memory_max: u64,
+    new_dedupe_file: NewFile,
+    notices: Vec<Notice>,
+}
+
+impl Redo {
+    fn new(identity: &ShardIdentity, config: &ShardConfig) -> Self {
+        Self {
+            users: Users::new(config.tails_max),
+            bodies: Bodies::default(),
+            window: Window::new(config.dedupe_entries),
+            partitions: Partitions::new(identity.partitions),
+            dirty: Vec::new(),
+            records: 0,
+            memory_max: config.pending_bytes_max / 100 * 60,
+            new_dedupe_file: NewFile::Yes,
+            notices: Vec::new(),
+        }
+    }
+
+    /// Delivery ids and partition states as of the checkpoint. Both are derived data: damage is
+    /// reported and costs the window of duplicates, or the place in the stream of records.
+    fn read_tables<I: Io>(
+        &mut self,
+        ops: &mut Ops<I>,
+        identity: &ShardIdentity,
+        superblock: &Superblock,
+    ) -> Result<(), OpenError> {
+        let log_id = identity.log_id;
+        if superblock.parts_sequence > 0 {
+            let copy = u8::from(superblock.parts_sequence % 2 == 1);
+            let path = RelPath::parts(log_id, copy);
+            let entries = usize::try_from(ENTRIES_MAX).expect("65,536");
+            let bytes_max = PARTS_HEADER_BYTES + entries * PARTS_ENTRY_BYTES;
+            let bytes_max = u64::try_from(bytes_max).expect("17 MiB");
+            let bytes = read_file(ops, path.clone(), bytes_max)?.unwrap_or_default();
+            match parts::decode(&bytes, identity.store, log_id) {
+                Ok((sequence, states)) if sequence == superblock.parts_sequence => {
+                    self.partitions.restore(states);
+                }
+                Ok(_) => self.report(&path, CorruptReason::Identity),
+                Err(reason) => self.report(&path, reason),
+            }
+        }
+        let path = RelPath::dedupe(log_id);
+        let entry_bytes = u64::try_from(DEDUPE_ENTRY_BYTES).expect("48");
+        let header_bytes = u64::try_from(DEDUPE_HEADER_BYTES).expect("4096");
+        let bytes_max = header_bytes + CAPACITY_MAX * entry_bytes;
+        let Some(file) = read_file(ops, path.clone(), bytes_max)? else {
+            return Ok(());
+        };
+        match DedupeHeader::open(&file, identity.store, log_id) {
+            Ok(header) => {
+                let next = dedupe_next(&header, &file, superblock.dedupe_next);
+                if self.window.load(&header, &file, next) {
+                    self.new_dedupe_file = NewFile::No;
+                }
+            }
+            Err(reason) => self.report(&path, reason),
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, path: &RelPath, reason: CorruptReason) {
+        let corrupt = Corrupt {
+            file: path.to_string(),
+            offset: 0,
+            reason,
+        };
+        self.notices.push(Notice::Corrupt(Arc::new(corrupt)));
+    }
+
+    /// Applies the records of one frame.
+    fn apply(
+        &mut self,
+        identity: &ShardIdentity,
+        frame: &FrameHeader,
+        payload: &[u8],
+    ) -> Result<(), CorruptReason> {
+        let payload = Bytes::copy_from_slice(payload);
+        let mut bodies: BTreeMap<usize, (Rc<PendingBody>, Bytes)> = BTreeMap::new();
+        for record in Records::new(&payload) {
+            let record = record?;
+            if let Payload::Body(body) = &record.payload {
+                let at = FRAME_HEADER_BYTES + body.stored_at;
+                let lsn = frame.lsn.after(u64::try_from(at).expect("inside a frame"));
+                let len = u32::try_from(body.stored.len()).map_err(|_| CorruptReason::Length)?;
+                let fits = self.bodies.bytes() + u64::from(len) <= self.memory_max;
+                let end = body.stored_at + body.stored.len();
+                let memory = fits.then(|| payload.slice(body.stored_at..end));
+                let pending = self.bodies.add(memory, lsn, len, record.head.body_crc);
+                let cache_at = body.stored_at - body.cache.len();
+                let cache = payload.slice(cache_at..body.stored_at);
+                bodies.insert(record.at, (pending, cache));
+                continue;
+            }
+            self.apply_user(identity, frame, &payload, &record, &bodies)?;
+        }
+        Ok(())
+    }
+
+    /// Applies a record that has a user.
+    fn apply_user(
+        &mut self,
+        identity: &ShardIdentity,
+        frame: &FrameHeader,
+        payload: &Bytes,
+        record: &Record<'_>,
+        bodies: &BTreeMap<usize, (Rc<PendingBody>, Bytes)>,
+    ) -> Result<(), CorruptReason> {
+        let head = &record.head;
+        let after = |offset: usize, len: usize| {
+            let from = record.at + offset;
+            payload.slice(from..from + len)
+        };
+        let (slot, what, message) = match &record.payload {
+            Payload::Noop | Payload::Body(_) => return Ok(()),
+            Payload::UserCreate(name) => {
+                let name = Bytes::copy_from_slice(name);
+                (
+                    0,
+                    What::Create {
+                        name,
+                        lsn: frame.lsn,
+                    },
+                    None,
+                )
+            }
+            Payload::Flags(_) | Payload::Expunge(_) | Payload::Mailbox(_) | Payload::Keyword(_) => {
+                let runs = after(
+                    RECORD_HEADER_BYTES,
+                    record.bytes.len() - RECORD_HEADER_BYTES,
+                );
+                (head.slot, What::Runs(runs), None)
+            }
+            Payload::Deliver(deliver) => {
+                let (body, cache) = bodies
+                    .get(&deliver.body_at)
+                    .ok_or(CorruptReason::Value("a DELIVER without its BODY"))?;
+                let mail = SmallMail {
+                    head: after(DELIVER_FIXED_AT, MSG_FIXED_BYTES + deliver.prefix.len()),
+                    cache: cache.clone(),
+                    body: Some(Rc::clone(body)),
+                    mailbox: deliver.msg.mailbox,
+                    uid: deliver.msg.uid,
+                    segment: deliver.msg.segment,
+                    offset: deliver.msg.offset,
+                };
+                (head.slot, What::Small(mail), Some(deliver.msg))
+            }
+            Payload::DeliverFile(file) => {
+                let cache_at = DELIVER_FILE_FIXED_AT + MSG_FIXED_BYTES;
+                let mail = LargeMail {
+                    head: after(DELIVER_FILE_FIXED_AT, MSG_FIXED_BYTES),
+                    cache: after(cache_at, file.cache.len()),
+                    mailbox: file.msg.mailbox,
+                    uid: file.msg.uid,
+                    segment: file.msg.segment,
+                };
+                (head.slot, What::Large(mail), Some(file.msg))
+            }
+        };
+        let logs = crate::format::index(identity.logs);
+        let owner = core_of(head.partition, logs) == crate::format::index(identity.log_id);
+        if !owner || identity.partitions.partition(head.user) != head.partition {
+            return Err(CorruptReason::Identity);
+        }
+        if let Some(msg) = message {
+            self.window.restore(DedupeEntry {
+                time_s: seconds(frame.wall),
+                user: head.user,
+                ordinal: head.ordinal,
+                mailbox: msg.mailbox,
+                guid: msg.guid,
+                uid: msg.uid,
+                body_crc: msg.stored_crc,
+            });
+        }
+        self.partitions
+            .advance(head.partition, head.pseq, head.chain, head.epoch);
+        let index = self
+            .users
+            .by_ordinal(head.user, head.ordinal, head.partition);
+        let user = self.users.get_mut(index);
+        if let What::Create { name, .. } = &what {
+            user.name = Some(Arc::from(&name[..]));
+        }
+        if user.pending.is_empty() {
+            self.dirty.push(index);
+        }
+        user.pending.push(Entry { slot, what });
+        self.records += 1;
+        Ok(())
+    }
+}
+
+/// Sequence of the next delivery id: the superblock's, or, in a file made for another number of
+/// logs since, behind its last good entry.
+fn dedupe_next(header: &DedupeHeader, file: &[u8], in_super: u64) -> u64 {
+    if in_super > header.base_next {
+        return in_super;
+    }
+    let good = |sequence: &u64| {
+        let at = usize::try_from(header.offset_of(*sequence)).unwrap_or(usize::MAX);
+        let bytes = file.get(at..at.saturating_add(DEDUPE_ENTRY_BYTES));
+        bytes.is_some_and(|bytes| DedupeEntry::open(bytes, *sequence).is_ok())
+    };
+    let end = header.base_next.saturating_add(header.capacity);
+    let count = (header.base_next..end).take_while(good).count();
+    header.base_next + u64::try_from(count).expect("at most the capacity")
+}

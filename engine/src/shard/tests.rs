@@ -1,0 +1,1 @@
+//! Tests of a shard on the simulated disk.
