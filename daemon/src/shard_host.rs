@@ -1,0 +1,81 @@
+//! A core's shard and the eventfd that says when to poll it: all that this crate knows of how the
+//! engine is run.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use ringpost_engine::Shard;
+use ringpost_engine::error::OpenError;
+use ringpost_engine::io::ring::UringIo;
+use ringpost_engine::metrics::Metrics;
+use ringpost_engine::request::{Event, MonotonicNs, Now, Refused, Request, Ticket};
+
+/// The shard of a core. Lives on the thread that opened it.
+#[derive(Debug)]
+pub struct ShardHost {
+    shard: Shard<UringIo>,
+}
+
+/// The ring's eventfd, shared with the runtime that waits for it.
+#[derive(Debug)]
+pub struct RingEvent(OwnedFd);
+
+impl AsRawFd for RingEvent {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl RingEvent {
+    /// Takes the wake-ups that came; called before the shard is polled, never after.
+    pub fn clear(&self) {
+        // EAGAIN: somebody was faster; the poll that follows finds nothing.
+        let mut count = [0; 8];
+        if let Err(error) = nix::unistd::read(&self.0, &mut count) {
+            tracing::trace!(%error, "the ring's eventfd");
+        }
+    }
+}
+
+impl ShardHost {
+    /// Takes a shard over that was opened on this thread.
+    pub const fn new(shard: Shard<UringIo>) -> Self {
+        Self { shard }
+    }
+
+    /// For waiting until a poll brings something.
+    pub fn event_fd(&self) -> io::Result<RingEvent> {
+        self.shard
+            .io()
+            .event_fd()
+            .try_clone_to_owned()
+            .map(RingEvent)
+    }
+
+    /// Puts a request.
+    pub fn submit(&mut self, now: Now, request: Request) -> Result<Ticket, Refused> {
+        self.shard.submit(now, request)
+    }
+
+    /// Moves everything on and appends what came of it.
+    pub fn poll(&mut self, now: Now, events: &mut Vec<Event>) {
+        self.shard.poll(now, events);
+    }
+
+    /// When to poll although nothing happened.
+    pub fn next_deadline(&self) -> Option<MonotonicNs> {
+        self.shard.next_deadline()
+    }
+
+    /// The shard's numbers.
+    pub fn metrics(&self) -> Metrics {
+        *self.shard.metrics()
+    }
+}
+
+/// The runtime's own ring could not be made: the same sentence as for the engine's.
+pub fn no_ring(error: &io::Error) -> OpenError {
+    OpenError::NoRing {
+        reason: format!("the kernel refuses a ring for sockets: {error}"),
+    }
+}
