@@ -119,7 +119,9 @@ fn push_line(bytes: &mut Vec<u8>, random: &mut fastrand::Rng, door: Door) {
             let line = bytes.get_mut(start..).unwrap_or_default();
             random.fill(line);
             // 0x30 to 0x6f: digits and letters, no dot, no control character.
-            line.iter_mut().for_each(|byte| *byte = (*byte & 0x3f) + 0x30);
+            for byte in line {
+                *byte = (*byte & 0x3f) + 0x30;
+            }
         }
     }
 }
