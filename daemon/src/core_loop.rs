@@ -498,7 +498,7 @@ async fn main_task(core: Rc<Core>) {
     let wake = rt::watch(wake).expect("an eventfd can be polled");
     let event = core
         .host
-        .borrow()
+        .borrow_mut()
         .event_fd()
         .expect("the ring's eventfd can be shared");
     let event = rt::watch(event).expect("an eventfd can be polled");

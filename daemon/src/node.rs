@@ -13,9 +13,13 @@ use std::thread::{self, JoinHandle};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
+use ringpost_engine::ShardIdentity;
 use ringpost_engine::error::{Fatal, OpenError};
+use ringpost_engine::io::Helpers;
+use ringpost_engine::io::ring::{UringIo, UringOptions};
 use ringpost_engine::store::{Store, StoreOptions};
 use ringpost_netproto::id::NodeId;
+use ringpost_netproto::placement::PARTITIONS_DEFAULT;
 use ringpost_netproto::version::StoreId;
 
 use crate::accounts::{Accounts, AccountsError};
@@ -97,17 +101,7 @@ pub fn run(config: Config, start: Start) -> Result<(), NodeError> {
     });
     raise_open_files();
 
-    let store = Store::open(
-        &config.data_dir,
-        StoreOptions {
-            node: NodeId::new(config.node_id),
-            cores,
-            shard: config.shard_config(),
-            now: clock::now(),
-            entropy: entropy()?,
-        },
-    )?;
-    let store = Arc::new(store);
+    let (store, helpers) = open_store(&config, cores)?;
     let ends = mesh(cores + 1)
         .map_err(io::Error::from)
         .map_err(NodeError::system("make an eventfd"))?;
@@ -120,15 +114,20 @@ pub fn run(config: Config, start: Start) -> Result<(), NodeError> {
             cores,
             config: Arc::clone(&config),
             settings: Arc::clone(&settings),
-            hash_key: store.hash_key(),
+            hash_key: store.key(),
             partitions: store.partitions(),
-            store_id: StoreId::new(store.uuid()),
+            store_id: StoreId::new(store.id().bytes()),
             entropy: entropy()?,
         };
         let cpu = (cpus.len() >= cores)
             .then(|| cpus.get(index).copied())
             .flatten();
-        threads.push(start_core(seat, cpu, Arc::clone(&store))?);
+        let place = Place {
+            identity: store.identity(number(index)),
+            helpers: helpers.clone(),
+            seed: entropy()?,
+        };
+        threads.push(start_core(seat, cpu, place)?);
     }
     let endpoint = ends.next().expect("the last one is control's");
     let end = control::run(&config, settings, endpoint, start);
@@ -139,25 +138,63 @@ pub fn run(config: Config, start: Start) -> Result<(), NodeError> {
     for thread in threads {
         join(thread);
     }
+    drop(store);
     end
 }
 
-fn start_core(
-    seat: Seat,
-    cpu: Option<usize>,
-    store: Arc<Store>,
-) -> Result<JoinHandle<()>, NodeError> {
+/// Takes the data directory and brings it to this number of cores.
+fn open_store(config: &Config, cores: usize) -> Result<(Store, Helpers), NodeError> {
+    let options = StoreOptions {
+        node: NodeId::new(config.node_id),
+        partitions: PARTITIONS_DEFAULT,
+        logs: number(cores),
+        entropy: entropy()?,
+    };
+    let mut store = Store::open(&config.data_dir, &options)?;
+    let helpers = Helpers::start(&config.data_dir).map_err(OpenError::from)?;
+    if store.needs_new_layout() {
+        tracing::info!(
+            from = store.logs(),
+            to = cores,
+            "the number of cores has changed"
+        );
+        let make_io = || UringIo::new(&UringOptions::default(), &helpers);
+        store.change_layout(&config.shard_config(), entropy()?, make_io, clock::now)?;
+    }
+    Ok((store, helpers))
+}
+
+/// What a core opens its shard with.
+struct Place {
+    identity: ShardIdentity,
+    helpers: Helpers,
+    seed: [u8; 16],
+}
+
+fn start_core(seat: Seat, cpu: Option<usize>, place: Place) -> Result<JoinHandle<()>, NodeError> {
     let index = seat.endpoint.index();
+    let config = seat.config.shard_config();
     thread::Builder::new()
         .name(format!("core {index}"))
         .spawn(move || {
             if let Some(cpu) = cpu {
                 pin(index, cpu);
             }
-            let shard = move || store.open_shard(index).map(ShardHost::new);
-            core_loop::serve(seat, shard);
+            core_loop::serve(seat, move || {
+                let Place {
+                    identity,
+                    helpers,
+                    seed,
+                } = place;
+                ShardHost::open(&helpers, identity, config, seed)
+            });
         })
         .map_err(NodeError::system("start a thread"))
+}
+
+/// Cores are at most 255.
+fn number(cores: usize) -> u32 {
+    u32::try_from(cores).unwrap_or(u32::MAX)
 }
 
 fn join(thread: JoinHandle<()>) {

@@ -4,14 +4,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use ringpost_engine::Shard;
+use ringpost_engine::config::ShardConfig;
 use ringpost_engine::error::OpenError;
-use ringpost_engine::io::ring::UringIo;
+use ringpost_engine::io::Helpers;
+use ringpost_engine::io::ring::{UringIo, UringOptions};
 use ringpost_engine::metrics::Metrics;
 use ringpost_engine::request::{Event, MonotonicNs, Now, Refused, Request, Ticket};
+use ringpost_engine::{Shard, ShardIdentity};
+
+use crate::clock;
 
 /// The shard of a core. Lives on the thread that opened it.
-#[derive(Debug)]
 pub struct ShardHost {
     shard: Shard<UringIo>,
 }
@@ -38,18 +41,26 @@ impl RingEvent {
 }
 
 impl ShardHost {
-    /// Takes a shard over that was opened on this thread.
-    pub const fn new(shard: Shard<UringIo>) -> Self {
-        Self { shard }
+    /// Makes a ring and opens a shard on the calling thread, which is the only one that may use it.
+    /// Blocks until the log is replayed.
+    pub fn open(
+        helpers: &Helpers,
+        identity: ShardIdentity,
+        config: ShardConfig,
+        seed: [u8; 16],
+    ) -> Result<Self, OpenError> {
+        let io = UringIo::new(&UringOptions::default(), helpers)?;
+        for note in io.notes() {
+            tracing::info!(core = identity.log_id, note, "the ring");
+        }
+        let shard = Shard::open(io, identity, config, seed, clock::now())?;
+        Ok(Self { shard })
     }
 
     /// For waiting until a poll brings something.
-    pub fn event_fd(&self) -> io::Result<RingEvent> {
-        self.shard
-            .io()
-            .event_fd()
-            .try_clone_to_owned()
-            .map(RingEvent)
+    pub fn event_fd(&mut self) -> io::Result<RingEvent> {
+        let event = self.shard.io_mut().event_fd();
+        event.try_clone_to_owned().map(RingEvent)
     }
 
     /// Puts a request.
