@@ -1,8 +1,7 @@
 //! The node protocol of Ringpost without sockets, disks or clocks, and the arithmetic of placement.
 //!
 //! Bytes in, values out: [`codec`] and [`session`] are state machines that a caller feeds, so that a
-//! table, a fuzzer or a simulated link can drive them. `PROTOCOL.md` is the specification; it is
-//! the documentation of [`message`].
+//! table, a fuzzer or a simulated link can drive them. `PROTOCOL.md` is the specification.
 //!
 //! | module | owns |
 //! |---|---|

@@ -107,8 +107,10 @@ pub(crate) fn bounded_text(text: &str) -> &str {
         .unwrap_or_default()
 }
 
-/// Text of a peer for a log or a terminal: control characters and what is not UTF-8 are escaped.
+/// Text of a peer for a log or a terminal: of its first `TEXT_BYTES_MAX` bytes, control characters
+/// and what is not UTF-8 are escaped.
 pub fn printable(text: &[u8]) -> String {
+    let text = clip(text, TEXT_BYTES_MAX);
     let mut out = String::with_capacity(text.len());
     for chunk in text.utf8_chunks() {
         for character in chunk.valid().chars() {

@@ -1,7 +1,7 @@
 //! How a struct stands on the wire: little-endian, no padding, every offset asserted when it is
 //! compiled. [`STRUCTS`] is the list that a test compares with PROTOCOL.md.
 //!
-//! A meta struct grows at its end only. [`read_grown`] takes what it knows of a longer one and fills
+//! A meta struct grows at its end only. A reader takes what it knows of a longer one and fills
 //! the missing end of a shorter one with zeros, so zero must mean "as before" in every new field.
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -32,11 +32,11 @@ pub struct Layout {
 pub const STRUCTS: &[Layout] = &[
     crate::frame::FrameHeader::LAYOUT,
     crate::version::HelloPayload::LAYOUT,
+    crate::message::stream::StreamEndMeta::LAYOUT,
     crate::message::deliver::DeliverMeta::LAYOUT,
     crate::message::deliver::RecipientRow::LAYOUT,
     crate::message::deliver::DeliverReplyMeta::LAYOUT,
     crate::message::deliver::ReplyRow::LAYOUT,
-    crate::message::stream::StreamEndMeta::LAYOUT,
     crate::message::mailbox::MailboxesMeta::LAYOUT,
     crate::message::mailbox::MailboxesReplyMeta::LAYOUT,
     crate::message::mailbox::MailboxRow::LAYOUT,

@@ -283,8 +283,10 @@ impl ClientSession {
     }
 
     /// The next bytes of a message. Taken and ignored if it is answered already (refused early).
+    /// Above the backlog, a message of which nothing waits still gets one piece taken: it may be
+    /// the one whose end the others wait for.
     pub fn deliver_data(&mut self, id: RequestId, data: Bytes) -> Result<(), NotReady> {
-        if self.transmit_backlog() >= BACKLOG_BYTES_SOFT {
+        if self.transmit_backlog() >= BACKLOG_BYTES_SOFT && self.link.outbox.stream_waits(id) {
             return Err(NotReady::Backlog);
         }
         self.link.outbox.stream_push(id, data);

@@ -138,6 +138,13 @@ impl Outbox {
         }
     }
 
+    /// Whether bytes of this stream wait.
+    pub(super) fn stream_waits(&self, id: RequestId) -> bool {
+        self.streams
+            .get(&id)
+            .is_some_and(|stream| !stream.pieces.is_empty())
+    }
+
     fn enlist(&mut self, id: RequestId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && !stream.listed
