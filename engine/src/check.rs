@@ -13,7 +13,6 @@ mod segment;
 mod tree;
 mod user;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use ringpost_netproto::id::PartitionId;
@@ -181,7 +180,6 @@ impl Checker<'_> {
 
     fn everything(&mut self, store: &StoreFile, progress: &mut dyn FnMut(Progress)) {
         let mut redo = Redo::default();
-        let mut logs = BTreeMap::new();
         let partitions = u64::from(store.partitions.value());
         let of = u64::from(store.logs) + partitions;
         let mut done = 0;
@@ -195,9 +193,7 @@ impl Checker<'_> {
             });
         };
         for log_id in self.log_ids(store.logs) {
-            if let Some(state) = self.log(store, log_id, &mut redo) {
-                logs.insert(log_id, state);
-            }
+            self.log(store, log_id, &mut redo);
             if log_id < store.logs {
                 step(&self.report);
             }
@@ -207,8 +203,7 @@ impl Checker<'_> {
             let number = u16::try_from(number).expect("at most 65,536 partitions");
             let partition = PartitionId::new(number);
             let rest = users.split_off(&UserId::first_behind(partition));
-            let log = logs.get(&(u32::from(number) % store.logs)).copied();
-            self.partition(store, partition, log, std::mem::replace(&mut users, rest));
+            self.partition(store, partition, std::mem::replace(&mut users, rest));
             step(&self.report);
         }
     }

@@ -23,13 +23,6 @@ use crate::io::RelPath;
 use crate::limits::BLOCK_BYTES;
 use crate::position::Lsn;
 
-/// What the users of a log need to know of it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LogState {
-    /// Everything below is in the files.
-    pub(super) checkpoint: Lsn,
-}
-
 /// A log file whose first block was read.
 struct LogFile {
     path: RelPath,
@@ -69,18 +62,23 @@ impl From<IoError> for Stop {
 }
 
 impl Checker<'_> {
-    /// Checks one log and adds what it holds above its checkpoint to `redo`. `None` if it has no
-    /// valid superblock: then nothing is known of its records.
-    pub(super) fn log(
-        &mut self,
-        store: &StoreFile,
-        log_id: u32,
-        redo: &mut Redo,
-    ) -> Option<LogState> {
-        let superblock = self.superblock(store, log_id)?;
+    /// Checks one log and adds what it holds above its checkpoint to `redo`. Without a valid
+    /// superblock nothing is known of its records.
+    pub(super) fn log(&mut self, store: &StoreFile, log_id: u32, redo: &mut Redo) {
+        let names = self.tree.list(&RelPath::log_dir(log_id));
+        if self.is_unmade(log_id, names.as_deref().unwrap_or_default()) {
+            let path = RelPath::superblock(log_id);
+            self.found(Severity::Minor, &path, 0, CorruptReason::Truncated);
+            return;
+        }
+        let Some(superblock) = self.superblock(store, log_id) else {
+            return;
+        };
         let chains = self.parts(store, &superblock);
         self.dedupe(store, &superblock);
-        let files = self.log_files(store, log_id)?;
+        let Some(files) = self.log_files(store, log_id) else {
+            return;
+        };
         let mut walk = Walk {
             store,
             log_id,
@@ -88,9 +86,20 @@ impl Checker<'_> {
             redo,
         };
         self.frames(&superblock, &files, &mut walk);
-        Some(LogState {
-            checkpoint: superblock.checkpoint_lsn,
-        })
+    }
+
+    /// Whether a crash came before the log had anything in it: no log file, and no superblock or one
+    /// of zeros.
+    fn is_unmade(&self, log_id: u32, names: &[(String, u64)]) -> bool {
+        let path = RelPath::superblock(log_id);
+        let is_log = |(name, _): &(String, u64)| name.split('.').nth(1) == Some("log");
+        if names.iter().any(is_log) {
+            return false;
+        }
+        match self.tree.read(&path, 0, 2 * SUPERBLOCK_BYTES) {
+            Ok(bytes) => bytes.iter().all(|byte| *byte == 0),
+            Err(error) => error.is_not_found(),
+        }
     }
 
     fn superblock(&mut self, store: &StoreFile, log_id: u32) -> Option<Superblock> {

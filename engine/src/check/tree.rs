@@ -98,6 +98,31 @@ fn io_error(
     }
 }
 
+#[cfg(feature = "sim")]
+impl ReadTree for crate::io::sim::SimDisk {
+    fn list(&self, dir: &RelPath) -> Result<Vec<(String, u64)>, IoError> {
+        let names = Self::list(self, dir);
+        if names.is_empty() && !self.tree().iter().any(|(name, _)| name == dir.as_str()) {
+            let missing = Error::from_raw_os_error(libc::ENOENT);
+            return Err(io_error("list", dir, 0, 0, &missing));
+        }
+        Ok(names)
+    }
+
+    fn read(&self, file: &RelPath, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        let Some(mut bytes) = Self::read(self, file) else {
+            let missing = Error::from_raw_os_error(libc::ENOENT);
+            return Err(io_error("read", file, offset, 0, &missing));
+        };
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        bytes.drain(..from);
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+}
+
 /// A file read from front to back, a mebibyte at a time.
 pub(super) struct Window<'a> {
     tree: &'a dyn ReadTree,

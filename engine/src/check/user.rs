@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
 
-use super::log::LogState;
 use super::redo::{OwnedMailbox, OwnedRun, UserId, UserRedo};
 use super::segment::{Bad, message};
 use super::tree::Window;
@@ -20,7 +19,6 @@ use crate::format::info::{
 use crate::format::store_file::StoreFile;
 use crate::io::RelPath;
 use crate::limits::INFO_BYTES_MAX;
-use crate::position::Lsn;
 
 /// A mailbox after the fold.
 struct Folded {
@@ -52,7 +50,6 @@ struct Fold {
 struct Place<'a> {
     id: UserId,
     dir: RelPath,
-    log: Option<LogState>,
     redo: &'a UserRedo,
     /// Name and size of each entry of the directory.
     names: BTreeMap<String, u64>,
@@ -70,7 +67,6 @@ impl Checker<'_> {
         &mut self,
         store: &StoreFile,
         partition: PartitionId,
-        log: Option<LogState>,
         mut redo: BTreeMap<UserId, UserRedo>,
     ) {
         let dir = RelPath::partition_dir(partition);
@@ -86,7 +82,7 @@ impl Checker<'_> {
                 self.damage(&user_dir(&id), 0, CorruptReason::Identity);
             }
             let redo = redo.remove(&id).unwrap_or_default();
-            self.user(store, id, log, &redo);
+            self.user(store, id, &redo);
         }
         for (id, redo) in redo {
             if redo.created.is_none() {
@@ -96,7 +92,6 @@ impl Checker<'_> {
             let place = Place {
                 id,
                 dir: user_dir(&id),
-                log,
                 redo: &redo,
                 names,
             };
@@ -104,14 +99,13 @@ impl Checker<'_> {
         }
     }
 
-    fn user(&mut self, store: &StoreFile, id: UserId, log: Option<LogState>, redo: &UserRedo) {
+    fn user(&mut self, store: &StoreFile, id: UserId, redo: &UserRedo) {
         let dir = user_dir(&id);
         let Some(names) = self.list(&dir) else { return };
         let names = names.into_iter().collect();
         let place = Place {
             id,
             dir,
-            log,
             redo,
             names,
         };
@@ -191,12 +185,16 @@ impl Checker<'_> {
             let at = slot_at(run.slot);
             match run.run {
                 Ok(value) => {
-                    if let Some(lsn) = lsn_of(&value)
-                        && place.log.is_some_and(|log| lsn >= log.checkpoint)
+                    if place
+                        .redo
+                        .runs
+                        .keys()
+                        .next()
+                        .is_some_and(|first| run.slot > *first)
                     {
+                        // Slots are given in the order of the log: its record never was durable.
                         let what = "the index and the log: a run whose record is not in the log";
-                        // Or of the time when another log held this partition.
-                        self.found(Severity::Minor, path, at, CorruptReason::Disagree(what));
+                        self.damage(path, at, CorruptReason::Disagree(what));
                     }
                     all.insert(run.slot, (value.into(), false));
                 }
@@ -532,19 +530,4 @@ fn hex8(text: &str) -> Option<u32> {
 /// Of a run, in bytes from the info file's start.
 fn slot_at(slot: u32) -> u64 {
     u64::from(slot) * u64::try_from(SLOT).expect("64")
-}
-
-/// Position of the frame that held a run's record; `None` if no record did.
-fn lsn_of(run: &Run<'_>) -> Option<Lsn> {
-    let (lsn, rebuilt) = match run {
-        Run::Msg { msg, .. } => (
-            msg.lsn,
-            msg.format_flags & crate::format::info::REBUILT != 0,
-        ),
-        Run::Change(change) => (change.lsn, false),
-        Run::Mailbox(mailbox) => (mailbox.lsn, mailbox.op == MailboxOp::Snapshot),
-        Run::Keyword(keyword) => (keyword.lsn, false),
-        Run::Retire(_) | Run::Unknown(_) => return None,
-    };
-    (!rebuilt).then_some(lsn)
 }
