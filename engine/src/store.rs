@@ -103,7 +103,6 @@ impl Store {
             logs_wanted: options.logs,
             _lock: lock,
         };
-        store.clear_stage()?;
         store.take_new_dedupe_files()?;
         Ok(store)
     }
@@ -253,17 +252,6 @@ impl Store {
             };
             moved.map_err(|error| io_error("rename", new.as_str(), &error))?;
             sync_dir(&self.path.join(RelPath::log_dir(log_id).as_str()))?;
-        }
-        Ok(())
-    }
-
-    /// What lies in `stage/` was promised to nobody.
-    fn clear_stage(&self) -> Result<(), OpenError> {
-        let dir = self.path.join("stage");
-        let failed = |error: std::io::Error| io_error("clear", "stage", &error);
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            std::fs::remove_file(entry.path()).map_err(failed)?;
         }
         Ok(())
     }

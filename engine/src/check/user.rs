@@ -13,8 +13,8 @@ use crate::error::CorruptReason;
 use crate::format::Reserved;
 use crate::format::folders::{FOLDERS_BYTES_MAX, Folders};
 use crate::format::info::{
-    ChangeKind, FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MailboxOp, Msg, OWN_FILE, Run, Runs,
-    SLOT, Seed,
+    ChangeKind, FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MailboxOp, Msg, OWN_FILE, Runs, SLOT,
+    Seed,
 };
 use crate::format::store_file::StoreFile;
 use crate::io::RelPath;

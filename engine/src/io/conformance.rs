@@ -35,7 +35,12 @@ impl<I: Io> Driver<I> {
     pub(crate) fn start(&mut self, op: Op) -> Token {
         self.next += 1;
         let token = Token(self.next);
-        self.io.submit(op, token).expect("the table has room");
+        let mut back = self.io.submit(op, token);
+        while let Err(op) = back {
+            self.io.wait();
+            self.io.poll(&mut self.out);
+            back = self.io.submit(op, token);
+        }
         token
     }
 

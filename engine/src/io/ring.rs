@@ -41,6 +41,17 @@ const CANCEL: u64 = u64::MAX;
 /// memory is leaked: a disk that takes longer is gone.
 const DRAIN_WAITS_MAX: u32 = 600;
 
+/// Places of the queues under a small limit of locked memory: one page each.
+const ENTRIES_MIN: (u32, u32) = (64, 128);
+
+/// Below this limit of locked memory a ring is made small from the start: a full one takes 56 KiB,
+/// and 64 KiB, the default of older systems, must do for all rings of all cores.
+const LOCKED_BYTES_AMPLE: u64 = 1 << 20;
+
+/// How often, and how many ms each time, to wait for memory that is about to be given back.
+const FREED_WAITS_MAX: u32 = 20;
+const FREED_WAIT_MS: u8 = 25;
+
 /// Rings of this process, to tell whose registered buffer a buffer is.
 static RINGS: AtomicU64 = AtomicU64::new(0);
 
@@ -99,6 +110,26 @@ const OPCODES: [(&str, u8); 13] = [
 ];
 
 /// The disk of one core. Not `Send`: the kernel holds it to the thread that made it.
+///
+/// It needs nothing but a directory, so a measurement can use it alone:
+///
+/// ```
+/// use ringpost_engine::io::{Done, Helpers, Io, Op, RelPath, Token, UringIo, UringOptions};
+///
+/// let dir = tempfile::tempdir()?;
+/// let helpers = Helpers::start(dir.path())?;
+/// let mut io = UringIo::new(&UringOptions::default(), &helpers)?;
+/// let path = RelPath::root().entry("scratch.log").expect("a plain name");
+/// let op = Op::LogCreate { path, bytes: 1 << 20 };
+/// io.submit(op, Token(7)).expect("the table of ops in flight has room");
+/// let mut finished = Vec::new();
+/// while finished.is_empty() {
+///     io.wait();
+///     io.poll(&mut finished);
+/// }
+/// assert!(matches!(finished[0].result, Ok(Done::Nothing)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct UringIo {
     /// Dropped by hand, after the last completion or never.
     ring: ManuallyDrop<IoUring>,
@@ -124,6 +155,8 @@ pub struct UringIo {
     answers: Receiver<Answer>,
     /// Jobs with the helper threads.
     helping: usize,
+    /// Transfers that were short, or asked to be tried again.
+    continued: u64,
 }
 
 impl std::fmt::Debug for UringIo {
@@ -181,6 +214,7 @@ impl UringIo {
             event,
             answers,
             helping: 0,
+            continued: 0,
         })
     }
 
@@ -204,6 +238,12 @@ impl UringIo {
     /// Ops that have no completion yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len() + self.finished.len()
+    }
+
+    /// Ops handed to the kernel once more: after a short transfer, EAGAIN or EINTR, a refused
+    /// `O_NOATIME`, or for the second half of a `SyncDir`. A metric.
+    pub fn continued(&self) -> u64 {
+        self.continued
     }
 
     /// Hands over, reaps, takes answers, until nothing is left to hand over.
@@ -293,7 +333,10 @@ impl UringIo {
         let slot = self.in_flight.slot(key);
         slot.in_kernel = false;
         match slot.step(gain(slot, result)) {
-            Step::Again => self.ready.push_back(key),
+            Step::Again => {
+                self.continued += 1;
+                self.ready.push_back(key);
+            }
             Step::Finished => self.finished.push(self.in_flight.remove(key).finish()),
             Step::Failed(errno) => self.finished.push(self.in_flight.remove(key).fail(errno)),
             Step::Opened(fd) => {
@@ -465,16 +508,58 @@ impl Drop for UringIo {
     }
 }
 
-/// Makes the ring with as many of the flags as the kernel takes, and names the others.
+/// Makes the ring, smaller where the limit of locked memory asks for it: since Linux 6.13 the queues
+/// of a user without `CAP_IPC_LOCK` count against it, and the daemon's other rings need room beside
+/// this one.
 fn set_up(options: &UringOptions, notes: &mut Vec<String>) -> std::io::Result<IoUring> {
+    let wanted = (options.submission_entries, options.completion_entries);
+    let smallest = (wanted.0.min(ENTRIES_MIN.0), wanted.1.min(ENTRIES_MIN.1));
+    let around = Surroundings::look();
+    let limited = around.locked_bytes < LOCKED_BYTES_AMPLE && !nix::unistd::geteuid().is_root();
+    let mut entries = if limited { smallest } else { wanted };
+    let mut waits = 0;
+    loop {
+        match with_flags(entries, notes) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                if entries != smallest {
+                    entries = (
+                        (entries.0 / 2).max(smallest.0),
+                        (entries.1 / 2).max(smallest.1),
+                    );
+                } else if waits < FREED_WAITS_MAX {
+                    // The kernel gives the memory of a dead process's rings back a little later.
+                    waits += 1;
+                    nix::poll::poll(&mut [], FREED_WAIT_MS).ok();
+                } else {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+            Ok(ring) => {
+                if entries != wanted {
+                    notes.push(format!(
+                        "the limit of locked memory is {} bytes, so at most {} operations of a \
+                         core are in flight instead of {}; raise it (`ulimit -l`, LimitMEMLOCK= \
+                         in a systemd unit)",
+                        around.locked_bytes, entries.1, wanted.1
+                    ));
+                }
+                return Ok(ring);
+            }
+        }
+    }
+}
+
+/// Makes the ring with as many of the flags as the kernel takes, and names the others.
+fn with_flags(entries: (u32, u32), notes: &mut Vec<String>) -> std::io::Result<IoUring> {
     let mut refused = 0;
     loop {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(options.completion_entries).dontfork();
+        builder.setup_cqsize(entries.1).dontfork();
         for (_, set) in FLAGS.iter().skip(refused) {
             set(&mut builder);
         }
-        match builder.build(options.submission_entries) {
+        match builder.build(entries.0) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && refused < FLAGS.len() => {
                 refused += 1;
             }

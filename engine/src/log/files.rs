@@ -56,7 +56,8 @@ pub(crate) struct Files {
     salts: Salts,
 }
 
-/// Salts from a seed: different at every arming, never 0, the same for the same seed.
+/// Salts from a seed: different at every arming, never 0, the same for the same seed and life. A
+/// store that is opened again with the same seed still draws others, since the boot counter is in.
 #[derive(Debug)]
 pub(crate) struct Salts {
     hasher: SipHasher24,
@@ -64,10 +65,10 @@ pub(crate) struct Salts {
 }
 
 impl Salts {
-    pub(crate) fn new(seed: &[u8; 16]) -> Self {
+    pub(crate) fn new(seed: &[u8; 16], boots: u32) -> Self {
         Self {
             hasher: SipHasher24::new_with_key(seed),
-            drawn: 0,
+            drawn: u64::from(boots) << 32,
         }
     }
 

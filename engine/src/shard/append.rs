@@ -256,7 +256,7 @@ impl<I: Io> Shard<I> {
         if used >= log_limit {
             return Some(BusyReason::Log);
         }
-        let records_limit = self.config.pending_records_max / 100 * 95;
+        let records_limit = self.config.pending_records_max * 95 / 100;
         if self.pending_records >= records_limit.max(1) {
             return Some(BusyReason::PendingRecords);
         }
@@ -678,7 +678,7 @@ impl<I: Io> Shard<I> {
         let summary = &body.summary;
         let stored_len = u32::try_from(summary.stored_len).expect("below large_bytes");
         let segment_max = self.config.segment_bytes_max;
-        let reserved = self.reserve(one);
+        let reserved = self.reserve(one, &body.cache);
         let Reserved {
             uid,
             modseq,
@@ -737,7 +737,7 @@ impl<I: Io> Shard<I> {
         segment: u32,
         entries: &mut SmallVec<[Entry; 1]>,
     ) -> (Uid, Modseq) {
-        let reserved = self.reserve(one);
+        let reserved = self.reserve(one, &staged.cache);
         let Reserved {
             uid, modseq, slot, ..
         } = reserved;
@@ -788,8 +788,9 @@ impl<I: Io> Shard<I> {
     }
 
     /// Takes the next uid, modseq and slots of a recipient.
-    fn reserve(&mut self, one: &One<'_>) -> Reserved {
+    fn reserve(&mut self, one: &One<'_>, cache: &Bytes) -> Reserved {
         let epoch = self.epoch;
+        let slots = (MSG_FIXED_BYTES + cache.len()) / SLOT;
         let live = self
             .users
             .get_mut(one.user)
@@ -798,6 +799,7 @@ impl<I: Io> Shard<I> {
         let tail = &mut live.tail;
         let modseq = next_modseq(tail, epoch);
         let (slot, generation) = (tail.next_slot, tail.generation);
+        tail.next_slot += u32::try_from(slots).expect("at most 17");
         let mailbox = tail
             .mailbox_mut(one.recipient.mailbox)
             .expect("decided: it exists");

@@ -58,6 +58,8 @@ pub(super) struct Checkpoint {
     users_written: usize,
     /// Users whose records it writes.
     users: Vec<usize>,
+    /// Partition states at its position.
+    partitions: Vec<parts::PartitionState>,
     parts_sequence: u64,
     /// The `dedupe` file must be made anew, header and all.
     pub(super) new_dedupe_file: NewFile,
@@ -114,6 +116,7 @@ impl Checkpoint {
             users_count: 0,
             users_written: 0,
             users: Vec::new(),
+            partitions: Vec::new(),
             parts_sequence,
             new_dedupe_file,
         }
@@ -142,7 +145,7 @@ impl Checkpoint {
     /// only as far beyond where it began as it has got, so that mail is slowed down smoothly
     /// instead of stopped at the end.
     pub(super) fn log_limit(&self, capacity: u64) -> u64 {
-        let most = capacity / 100 * 85;
+        let most = capacity * 85 / 100;
         let written = match &self.state {
             State::Idle => return most,
             State::Writing(_) | State::Waiting(..) => self.users_written,
@@ -209,7 +212,7 @@ impl<I: Io> Shard<I> {
             .after(self.config.checkpoint_interval_ns);
         used >= capacity / 2
             || now.monotonic >= due
-            || self.bodies.bytes() >= self.config.pending_bytes_max / 100 * 60
+            || self.bodies.bytes() >= self.config.pending_bytes_max * 60 / 100
             || self.pending_records >= (self.config.pending_records_max / 2).max(1)
     }
 
@@ -268,6 +271,7 @@ impl<I: Io> Shard<I> {
         self.checkpoint.users_count = users.len();
         self.checkpoint.users_written = 0;
         self.checkpoint.users.clone_from(&users);
+        self.checkpoint.partitions = self.partitions_durable.states();
         self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
         self.checkpoint.state = State::Writing(Writing {
             frozen,
@@ -470,8 +474,8 @@ impl<I: Io> Shard<I> {
         }
         let sequence = self.checkpoint.parts_sequence + 1;
         let copy = u8::from(sequence % 2 == 1);
-        let states = self.partitions_durable.states();
-        let data = parts::encode(self.identity.store, log_id, sequence, &states);
+        let states = &self.checkpoint.partitions;
+        let data = parts::encode(self.identity.store, log_id, sequence, states);
         let path = RelPath::parts(log_id, copy);
         steps.push(Step::Write {
             path,

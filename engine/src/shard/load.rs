@@ -277,6 +277,8 @@ impl<I: Io> Shard<I> {
 
     /// Lets go whoever waited for a user; those who mean another name with the same hash move on.
     fn wake(&mut self, index: usize) {
+        // Answering may make a user idle, and an idle user may leave the table.
+        self.users.get_mut(index).pins += 1;
         let waiting = std::mem::take(&mut self.users.get_mut(index).waiting);
         let name = self.users.get(index).name.clone();
         for waiter in waiting {
@@ -293,6 +295,7 @@ impl<I: Io> Shard<I> {
         }
         // A user in repair is looked at again at its next use.
         let user = self.users.get_mut(index);
+        user.pins -= 1;
         if let State::Repairing(_) = user.state
             && user.pins == 0
         {

@@ -14,8 +14,6 @@ mod open;
 mod partitions;
 mod read;
 mod stage;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -196,54 +194,40 @@ impl<I: Io> Shard<I> {
             return Err(Refused::Busy(BusyReason::Tickets));
         }
         let ticket = Ticket(self.tickets_issued);
+        let answered = !matches!(request, Request::StageDrop { .. });
+        self.tickets_issued += 1;
+        self.tickets_open += u64::from(answered);
+        let taken = self.dispatch(now, ticket, request);
+        if taken.is_err() {
+            self.tickets_open -= 1;
+        }
+        taken.map(|()| ticket)
+    }
+
+    /// Hands a request to the part of the shard that answers it.
+    fn dispatch(&mut self, now: Now, ticket: Ticket, request: Request) -> Result<(), Refused> {
         match request {
             Request::Append(group) => self.submit_append(now, ticket, group)?,
-            Request::StageBegin {
-                size_hint,
-                sender,
-                internal_date,
-            } => {
+            Request::StageBegin { size_hint, sender, internal_date } => {
                 self.stage_begin(ticket, size_hint, &sender, internal_date)?;
             }
             Request::StageWrite { stage, data } => self.stage_write(ticket, stage, data)?,
             Request::StageExpand { stage } => self.stage_expand(ticket, stage)?,
-            Request::StageFinish {
-                stage,
-                summary,
-                cache,
-                guid,
-            } => {
+            Request::StageFinish { stage, summary, cache, guid } => {
                 self.stage_finish(ticket, stage, *summary, cache, guid)?;
             }
-            Request::StageDrop { stage } => {
-                self.stage_drop(stage);
-                self.tickets_issued += 1;
-                return Ok(ticket);
-            }
+            Request::StageDrop { stage } => self.stage_drop(stage),
             Request::Mailboxes { user } => self.submit_mailboxes(ticket, &user)?,
-            Request::List {
-                user,
-                mailbox,
-                after,
-                entries_max,
-            } => {
+            Request::List { user, mailbox, after, entries_max } => {
                 self.submit_list(ticket, &user, mailbox, after, entries_max)?;
             }
-            Request::Fetch {
-                user,
-                mailbox,
-                uid,
-                stored_offset,
-                bytes_max,
-            } => {
+            Request::Fetch { user, mailbox, uid, stored_offset, bytes_max } => {
                 self.submit_fetch(ticket, &user, mailbox, uid, (stored_offset, bytes_max))?;
             }
             Request::Checkpoint => self.checkpoint.ask(ticket),
             Request::Drain => self.phase = Phase::Draining(ticket),
         }
-        self.tickets_issued += 1;
-        self.tickets_open += 1;
-        Ok(ticket)
+        Ok(())
     }
 
     /// Takes completions in, advances, and appends what came of it to `out`. Call it after requests
@@ -359,7 +343,7 @@ impl<I: Io> Shard<I> {
 
     /// Housekeeping at the end of a round.
     fn tend(&mut self, now: Now) {
-        self.bodies.shrink(self.config.pending_bytes_max / 100 * 85);
+        self.bodies.shrink(self.config.pending_bytes_max * 85 / 100);
         self.tend_checkpoint(now);
         self.log
             .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);

@@ -59,6 +59,7 @@ impl<I: Io> Shard<I> {
         let mut ops = Ops::new(io);
         ops.run_plain(Op::MakeDir { path: dir.clone() })?;
         ops.run_plain(Op::SyncDir { path: dir.parent() })?;
+        clear_stage(&mut ops, &identity)?;
         let (super_file, super_copy, mut superblock) = open_super(&mut ops, &identity)?;
         let mut redo = Redo::new(&identity, &config);
         redo.read_tables(&mut ops, &identity, &superblock)?;
@@ -73,7 +74,7 @@ impl<I: Io> Shard<I> {
             identity.log(),
             config.log_file_bytes,
             config.log_files_max,
-            Salts::new(&seed),
+            Salts::new(&seed, superblock.boots),
         );
         for found in &recovery.found {
             files.add_free(found.number, found.file, found.header);
@@ -168,6 +169,24 @@ impl<I: Io> Shard<I> {
     pub(crate) fn deliveries_next(&self) -> u64 {
         self.window.next()
     }
+}
+
+/// What lies in `stage/` was promised to nobody. Each shard clears its own; the first one also what
+/// is left of a layout with more logs.
+fn clear_stage<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<(), IoError> {
+    let dir = RelPath::stage(identity.log_id, 0).parent();
+    let names = match ops.run_plain(Op::ListDir { path: dir.clone() })? {
+        Done::Listing(names) => names,
+        other => unreachable_done(&other),
+    };
+    for (name, _) in names {
+        let owner = name.split_once('-').and_then(|(id, _)| u32::from_str_radix(id, 16).ok());
+        let owner = owner.filter(|owner| *owner < identity.logs).unwrap_or(0);
+        if let Some(path) = dir.entry(&name).filter(|_| owner == identity.log_id) {
+            ops.run_plain(Op::Unlink { path })?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens the superblock, or makes the first one of a new log: handle, valid copy, contents.
@@ -335,7 +354,7 @@ impl Redo {
             partitions: Partitions::new(identity.partitions),
             dirty: Vec::new(),
             records: 0,
-            memory_max: config.pending_bytes_max / 100 * 60,
+            memory_max: config.pending_bytes_max * 60 / 100,
             new_dedupe_file: NewFile::Yes,
             notices: Vec::new(),
         }

@@ -247,7 +247,10 @@ impl<I: Io> Shard<I> {
                 self.refuse_stage(id, step, &Refused::DiskFull);
                 return Ok(());
             }
-            Err(failed) => return Err(failed.error),
+            Err(failed) => {
+                stage.step = step;
+                return Err(failed.error);
+            }
         };
         match (step, done) {
             (Step::Opening(ticket), Done::Opened { file, .. }) => {

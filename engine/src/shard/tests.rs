@@ -1,1 +1,0 @@
-//! Tests of a shard on the simulated disk.
