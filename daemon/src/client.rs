@@ -8,7 +8,7 @@
 mod address;
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 
 use bytes::{Buf as _, Bytes};
 use nix::poll::{PollFd, PollFlags};
@@ -23,8 +23,8 @@ use ringpost_netproto::session::Config;
 use ringpost_netproto::session::client::{ClientSession, Event, NotReady};
 use ringpost_netproto::version::{Hello, Role};
 
-pub use self::address::{Address, Deadline, Ready, wait};
-use self::address::{Stream, pause};
+use self::address::Stream;
+pub use self::address::{Address, Deadline, Ready, pause, wait};
 
 /// One read from the socket.
 const READ_BYTES: usize = 64 << 10;
@@ -106,15 +106,6 @@ pub enum Patience {
     None,
     /// Tried again until then: the daemon may be restarting.
     Until(Deadline),
-}
-
-/// What became readable in a [`Client::turn`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
-    /// The connection moved on; there may be events.
-    Moved,
-    /// The other descriptor has something to read.
-    Other,
 }
 
 /// A connection to a node.
@@ -199,48 +190,41 @@ impl Client {
             if let Some(event) = self.session.poll_event() {
                 return Ok(event);
             }
-            self.turn(None, deadline)?;
+            self.turn(deadline)?;
         }
     }
 
-    /// Writes and reads what can be, waiting until something can or `other` is readable. Take all
-    /// events before the next turn.
-    pub fn turn(
-        &mut self,
-        other: Option<BorrowedFd<'_>>,
-        deadline: Deadline,
-    ) -> Result<Turn, ClientError> {
-        if self.half == Half::Closed {
-            return Err(ClientError::Closed {
-                address: self.address.clone(),
-            });
-        }
+    /// Writes and reads what can be, waiting until something can. Take all events before it.
+    pub fn turn(&mut self, deadline: Deadline) -> Result<(), ClientError> {
+        self.check_open()?;
         self.write();
         let mut events = PollFlags::POLLIN;
         if self.half == Half::Both && !self.unwritten.is_empty() {
             events |= PollFlags::POLLOUT;
         }
-        let mut fds = vec![PollFd::new(self.stream.as_fd(), events)];
-        fds.extend(other.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let mut fds = [PollFd::new(self.stream.as_fd(), events)];
         if wait(&mut fds, deadline).map_err(|error| self.io(error))? == Ready::No {
             return Err(ClientError::Deadline {
                 address: self.address.clone(),
             });
         }
-        let seen = |fd: Option<&PollFd<'_>>| {
-            fd.and_then(PollFd::revents)
-                .is_some_and(|events| !events.is_empty())
-        };
-        let (ours, others) = (seen(fds.first()), seen(fds.get(1)));
-        if ours {
-            self.write();
-            self.read()?;
+        self.advance()
+    }
+
+    /// Writes and reads what can be, without waiting. Take all events before it.
+    pub fn advance(&mut self) -> Result<(), ClientError> {
+        self.check_open()?;
+        self.write();
+        self.read()
+    }
+
+    fn check_open(&self) -> Result<(), ClientError> {
+        if self.half == Half::Closed {
+            return Err(ClientError::Closed {
+                address: self.address.clone(),
+            });
         }
-        Ok(if others && !ours {
-            Turn::Other
-        } else {
-            Turn::Moved
-        })
+        Ok(())
     }
 
     /// As much as the socket takes. An error only ends this direction: the peer may have said why.
@@ -397,7 +381,7 @@ impl Client {
             match make(&mut self.session) {
                 Ok(id) => return Ok(id),
                 Err(NotReady::Credit | NotReady::Backlog | NotReady::InFlight) => {
-                    self.turn(None, deadline)?;
+                    self.turn(deadline)?;
                     while let Some(event) = self.session.poll_event() {
                         if let Event::GoAway { status, text } = event {
                             return Err(self.goaway(status, text));

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fake_node::{BOUND, FakeNode, socket_in};
+use fake_node::{Arrived, BOUND, FakeNode, socket_in};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringpost_netproto::frame::Status;
@@ -454,4 +454,133 @@ fn a_message_that_never_ends_meets_the_deadline() {
     assert_eq!(ended.code, Some(75), "{ended:?}");
     assert!(ended.took < BOUND / 2, "{ended:?}");
     drop(stdin);
+}
+
+/// Holds an LMTP conversation: all of `input` at once, as a pipelining client would.
+fn lmtp(socket: &Path, input: &[u8]) -> (Option<i32>, Vec<String>, String) {
+    let mut child = spawn(socket, &["-l", "--timeout", "2"]);
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let replies = String::from_utf8(output.stdout).unwrap();
+    (
+        output.status.code(),
+        replies.lines().map(str::to_owned).collect(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+const TRANSACTION: &[u8] = b"LHLO mta.test\r\n\
+MAIL FROM:<ann@a.test> SIZE=100\r\n\
+RCPT TO:<bob+box>\r\n\
+RCPT TO:<\"c d\"@v.test>\r\n\
+RCPT TO:<@bad\r\n\
+DATA\r\n\
+Return-Path: <ann@a.test>\r\n\
+Subject: x\r\n\
+\r\n\
+..dot\r\n\
+From here\r\n\
+.\r\n";
+
+#[test]
+fn lmtp_answers_for_each_recipient() {
+    let node = FakeNode::answering(&[Status::Ok, Status::NoUser]);
+    let twice = [TRANSACTION, b"RSET\r\n", &TRANSACTION[15..], b"QUIT\r\n"].concat();
+    let (code, replies, stderr) = lmtp(&node.socket(), &twice);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let codes: Vec<&str> = replies
+        .iter()
+        .filter(|line| line.as_bytes()[3] == b' ')
+        .map(|line| line.get(..9).unwrap_or(line))
+        .collect();
+    let transaction = [
+        "250 2.1.0",
+        "250 2.1.5",
+        "250 2.1.5",
+        "501 5.5.4",
+        "354 ",
+        "250 2.0.0",
+        "550 5.1.1",
+    ];
+    assert_eq!(codes.len(), 1 + 1 + 7 + 1 + 7 + 1, "{replies:#?}");
+    for (at, want) in transaction.iter().enumerate() {
+        let (first, second) = (codes[2 + at], codes[10 + at]);
+        assert!(
+            first[..3] == want[..3] && second[..3] == want[..3],
+            "{replies:#?}"
+        );
+    }
+    for _ in 0..2 {
+        let Arrived { request, body } = node.next_arrived();
+        assert_eq!(request.recipients[0].address, "bob+box");
+        assert_eq!(request.recipients[1].address, "\"c d\"@v.test");
+        assert_eq!(request.sender, "ann@a.test");
+        let message = b"Return-Path: <ann@a.test>\r\nSubject: x\r\n\r\n.dot\r\nFrom here\r\n";
+        assert_eq!(body, message);
+    }
+}
+
+#[test]
+fn lmtp_without_a_daemon_is_451_and_goes_on() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let input = [TRANSACTION, b"QUIT\r\n"].concat();
+    let (code, replies, _) = lmtp(&nowhere.path().join("node"), &input);
+    assert_eq!(code, Some(0));
+    let late = replies
+        .iter()
+        .filter(|line| line.starts_with("451 4.3.0 "))
+        .count();
+    assert_eq!(late, 2, "{replies:#?}");
+    assert!(replies.last().unwrap().starts_with("221 "), "{replies:#?}");
+}
+
+#[test]
+fn lmtp_streams_a_long_message_and_hears_an_early_refusal() {
+    let node = FakeNode::answering(&[Status::Ok]);
+    let message: Vec<u8> = long_message();
+    let input = [
+        &b"LHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<bob>\r\nDATA\r\n"[..],
+        &message,
+        b".\r\nQUIT\r\n",
+    ]
+    .concat();
+    let (code, replies, _) = lmtp(&node.socket(), &input);
+    assert_eq!(code, Some(0));
+    assert!(
+        replies.iter().any(|line| line.starts_with("250 2.0.0 ")),
+        "{replies:#?}"
+    );
+    assert!(node.next_arrived().body == message);
+    let node = FakeNode::start(|mut connection| {
+        while let Some(event) = connection.next_event() {
+            if let Event::DeliverBegin { id, .. } = event {
+                connection.session.fail(id, Status::TooBig, "");
+            }
+        }
+    });
+    let (code, replies, _) = lmtp(&node.socket(), &input);
+    assert_eq!(code, Some(0));
+    assert!(
+        replies.iter().any(|line| line.starts_with("552 5.3.4 ")),
+        "{replies:#?}"
+    );
+}
+
+#[test]
+fn lmtp_that_ends_inside_a_transaction_delivers_nothing() {
+    let node = FakeNode::answering(&[Status::Ok]);
+    let cut = &TRANSACTION[..TRANSACTION.len() - 3];
+    let (code, replies, stderr) = lmtp(&node.socket(), cut);
+    assert_eq!(code, Some(75));
+    assert!(stderr.contains("ended inside a transaction"), "{stderr}");
+    assert!(replies.last().unwrap().starts_with("354"), "{replies:#?}");
+    for redirection in ["<&-", ">&-", "</dev/null", ">/dev/null"] {
+        let script = format!("echo QUIT | (exec \"$0\" --socket \"$1\" -l {redirection})");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_ringpost-deliver")])
+            .arg(node.socket())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(75), "{redirection}: {output:?}");
+    }
 }

@@ -142,7 +142,7 @@ fn connect_tcp(host: &str, deadline: Deadline) -> io::Result<TcpStream> {
 }
 
 /// Waits a little before the next try; an error at `deadline`.
-pub(super) fn pause(deadline: Deadline) -> io::Result<()> {
+pub fn pause(deadline: Deadline) -> io::Result<()> {
     let left = deadline.remaining().ok_or(io::ErrorKind::TimedOut)?;
     match poll(&mut [], timeout(left.min(RETRY_EVERY))) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),

@@ -10,6 +10,7 @@
 
 pub mod guard;
 pub mod input;
+pub mod lmtp;
 pub mod options;
 pub mod send;
 pub mod source;
@@ -72,6 +73,7 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> Code {
         Err(error) => return tell(&Failure::temporary(&plain(&error))),
     };
     match Options::try_parse_from(words) {
+        Ok(options) if options.lmtp => run_lmtp(&options, stdin.without_cut()),
         Ok(options) => run_options(&options, stdin),
         Err(error) => refuse_call(&error, stdin),
     }
@@ -103,6 +105,26 @@ fn run_options(options: &Options, mut stdin: Source) -> Code {
     }
 }
 
+/// `-l`: both ends of the conversation must be there.
+fn run_lmtp(options: &Options, mut stdin: Source) -> Code {
+    let mut stdout = io::stdout().lock();
+    let output = source::kind(&stdout);
+    let both = [stdin.input(), output];
+    if both
+        .iter()
+        .any(|kind| !matches!(kind, Ok(Input::Message | Input::Terminal)))
+    {
+        return tell(&Failure::temporary(
+            "-l needs an open standard input and output",
+        ));
+    }
+    let address = Address::from_path(&options.socket);
+    match lmtp::converse(&mut stdin, &mut stdout, &address, options.deadline()) {
+        Ok(()) => Code::Done,
+        Err((code, line)) => tell(&Failure { code, line }),
+    }
+}
+
 fn deliver(
     stdin: &mut Source,
     envelope: &Envelope,
@@ -124,7 +146,7 @@ fn deliver(
         }
     }
     let replies =
-        send(stdin, envelope, address, limits).map_err(|error| failed(&error, address))?;
+        send(stdin, envelope.clone(), address, limits).map_err(|error| failed(&error, address))?;
     judge(envelope, &replies)
 }
 

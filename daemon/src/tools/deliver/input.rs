@@ -36,6 +36,14 @@ impl EnvelopeCut {
         }
     }
 
+    /// Cuts nothing.
+    pub fn passing() -> Self {
+        Self {
+            state: State::Passing,
+            held: Vec::new(),
+        }
+    }
+
     /// The message bytes that `chunk` adds: first the returned vector (what was held back, nearly
     /// always empty), then the returned rest of `chunk`.
     pub fn push<'a>(&mut self, chunk: &'a [u8]) -> (Vec<u8>, &'a [u8]) {

@@ -5,7 +5,6 @@
 //! here: the MTA does that, with the same bytes, and the store knows them.
 
 use std::io;
-use std::os::fd::AsFd as _;
 
 use bytes::{Bytes, BytesMut};
 use ringpost_netproto::frame::{Status, Verdict};
@@ -16,7 +15,7 @@ use ringpost_netproto::version::Role;
 
 use super::options::Envelope;
 use super::source::Source;
-use crate::client::{Address, Client, ClientError, Deadline, Patience, Turn, plain};
+use crate::client::{Address, Client, ClientError, Deadline, Patience, plain};
 
 /// Why there are no replies.
 #[derive(Debug, thiserror::Error)]
@@ -49,43 +48,124 @@ pub struct Limits {
     pub connect: Deadline,
 }
 
-/// Delivers what is in `source`: one reply per recipient, in their order. An error leaves the rest
-/// of the source unread.
+/// Delivers what is in `source`: one reply per recipient, in their order. If the node refuses all of
+/// it early, or fails, the rest of the source is left unread.
 pub fn send(
     source: &mut Source,
-    envelope: &Envelope,
+    envelope: Envelope,
     address: &Address,
     limits: Limits,
 ) -> Result<Vec<RecipientReply>, SendError> {
-    let head = read_head(source, limits.delivery)?;
-    let patience = Patience::Until(limits.connect);
-    let mut client = Client::connect(address, Role::Shim, limits.delivery, patience)?;
-    let size_hint = source
-        .is_ended()
-        .then(|| u64::try_from(head.len()).unwrap_or(u64::MAX));
-    let request = envelope.request(limits.delivery, size_hint);
-    if source.is_ended() {
-        return Ok(client.deliver(&request, &head, limits.delivery)?);
-    }
-    let mut session = Streaming {
-        client: &mut client,
-        source,
-        deadline: limits.delivery,
-    };
-    session.run(&request, head)
-}
-
-/// Up to a little more than what fits one frame; all of the message, or its beginning.
-fn read_head(source: &mut Source, deadline: Deadline) -> Result<Bytes, SendError> {
-    let mut head = BytesMut::new();
-    while head.len() <= INLINE_BODY_BYTES_MAX {
-        match source.next(deadline) {
-            Ok(Some(piece)) => head.extend_from_slice(&piece),
-            Ok(None) => break,
-            Err(error) => return Err(SendError::Input(error)),
+    let mut outgoing = Outgoing::new(envelope, address.clone());
+    while let Some(piece) = source.next(limits.delivery).map_err(SendError::Input)? {
+        if let Some(replies) = outgoing.push(&piece, limits)? {
+            return Ok(replies);
         }
     }
-    Ok(head.freeze())
+    outgoing.finish(limits)
+}
+
+/// One message on its way. Dropped before its end, it is not delivered.
+#[derive(Debug)]
+pub struct Outgoing {
+    envelope: Envelope,
+    address: Address,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The beginning of the message; the node was not called.
+    Head(BytesMut),
+    /// In the middle of a stream.
+    Streaming(Box<Client>, RequestId),
+}
+
+impl Outgoing {
+    /// Nothing is sent yet.
+    pub fn new(envelope: Envelope, address: Address) -> Self {
+        Self {
+            envelope,
+            address,
+            state: State::Head(BytesMut::new()),
+        }
+    }
+
+    /// Takes the next bytes, waiting while the node takes none. Replies are an early refusal: the
+    /// rest of the message is not wanted. After them, or an error, nothing more may be pushed.
+    pub fn push(
+        &mut self,
+        piece: &Bytes,
+        limits: Limits,
+    ) -> Result<Option<Vec<RecipientReply>>, SendError> {
+        match &mut self.state {
+            State::Head(head) if head.len() + piece.len() <= INLINE_BODY_BYTES_MAX => {
+                head.extend_from_slice(piece);
+                return Ok(None);
+            }
+            State::Head(head) => {
+                let head = std::mem::take(head).freeze();
+                let mut client = Box::new(self.connect(limits)?);
+                let request = self.envelope.request(limits.delivery, None);
+                let session = client.session_mut();
+                let id = session.deliver_begin(&request).map_err(ClientError::from)?;
+                session.deliver_data(id, head).map_err(ClientError::from)?;
+                session
+                    .deliver_data(id, piece.clone())
+                    .map_err(ClientError::from)?;
+                self.state = State::Streaming(client, id);
+            }
+            State::Streaming(client, id) => client
+                .session_mut()
+                .deliver_data(*id, piece.clone())
+                .map_err(ClientError::from)?,
+        }
+        self.settle(limits)
+    }
+
+    /// Moves bytes until the node keeps up.
+    fn settle(&mut self, limits: Limits) -> Result<Option<Vec<RecipientReply>>, SendError> {
+        let State::Streaming(client, id) = &mut self.state else {
+            return Ok(None);
+        };
+        client.advance()?;
+        loop {
+            if let Some(replies) = answer(client, *id)? {
+                return early(replies).map(Some);
+            }
+            if client.session_mut().transmit_backlog() < READY_BYTES_TARGET {
+                return Ok(None);
+            }
+            client.turn(limits.delivery)?;
+        }
+    }
+
+    /// That was all: one reply per recipient, in their order.
+    pub fn finish(mut self, limits: Limits) -> Result<Vec<RecipientReply>, SendError> {
+        match &mut self.state {
+            State::Head(head) => {
+                let body = std::mem::take(head).freeze();
+                let mut client = self.connect(limits)?;
+                let size = u64::try_from(body.len()).ok();
+                let request = self.envelope.request(limits.delivery, size);
+                Ok(client.deliver(&request, &body, limits.delivery)?)
+            }
+            State::Streaming(client, id) => {
+                client.session_mut().deliver_end(*id);
+                loop {
+                    if let Some(replies) = answer(client, *id)? {
+                        return Ok(replies);
+                    }
+                    client.turn(limits.delivery)?;
+                }
+            }
+        }
+    }
+
+    fn connect(&self, limits: Limits) -> Result<Client, ClientError> {
+        let patience = Patience::Until(limits.connect);
+        Client::connect(&self.address, Role::Shim, limits.delivery, patience)
+    }
 }
 
 impl Envelope {
@@ -124,57 +204,18 @@ fn early(replies: Vec<RecipientReply>) -> Result<Vec<RecipientReply>, SendError>
     Ok(replies)
 }
 
-/// A message on its way while it is being read.
-struct Streaming<'a> {
-    client: &'a mut Client,
-    source: &'a mut Source,
-    deadline: Deadline,
-}
-
-impl Streaming<'_> {
-    fn run(
-        &mut self,
-        request: &DeliverRequest,
-        head: Bytes,
-    ) -> Result<Vec<RecipientReply>, SendError> {
-        let session = self.client.session_mut();
-        let id = session.deliver_begin(request).map_err(ClientError::from)?;
-        session.deliver_data(id, head).map_err(ClientError::from)?;
-        let mut open = true;
-        loop {
-            if let Some(replies) = self.answer(id)? {
-                return if open { early(replies) } else { Ok(replies) };
-            }
-            let session = self.client.session_mut();
-            if open && self.source.is_ended() {
-                session.deliver_end(id);
-                open = false;
-            }
-            let hungry = open && session.transmit_backlog() < READY_BYTES_TARGET;
-            let other = hungry.then(|| self.source.as_fd());
-            if self.client.turn(other, self.deadline)? == Turn::Other {
-                let piece = self.source.read().map_err(SendError::Input)?;
-                let session = self.client.session_mut();
-                for piece in piece.into_iter().filter(|piece| !piece.is_empty()) {
-                    session.deliver_data(id, piece).map_err(ClientError::from)?;
-                }
-            }
+/// The replies, if they are there; they may come before the end of the message.
+fn answer(client: &mut Client, id: RequestId) -> Result<Option<Vec<RecipientReply>>, SendError> {
+    while let Some(event) = client.session_mut().poll_event() {
+        match event {
+            Event::Delivered { id: of, replies } if of == id => return Ok(Some(replies)),
+            Event::Failed {
+                id: of,
+                status,
+                text,
+            } if of == id => return Err(ClientError::Failed { status, text }.into()),
+            _ => {}
         }
     }
-
-    /// The replies, if they are there; they may come before the end of the message.
-    fn answer(&mut self, id: RequestId) -> Result<Option<Vec<RecipientReply>>, SendError> {
-        while let Some(event) = self.client.session_mut().poll_event() {
-            match event {
-                Event::Delivered { id: of, replies } if of == id => return Ok(Some(replies)),
-                Event::Failed {
-                    id: of,
-                    status,
-                    text,
-                } if of == id => return Err(ClientError::Failed { status, text }.into()),
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
+    Ok(None)
 }

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::stat::SFlag;
 
 use super::input::EnvelopeCut;
 use crate::client::{Deadline, Ready, wait};
@@ -48,18 +48,17 @@ impl Source {
         }
     }
 
+    /// The same without looking for an envelope line: the input is no message.
+    pub fn without_cut(self) -> Self {
+        Self {
+            cut: Some(EnvelopeCut::passing()),
+            ..self
+        }
+    }
+
     /// What kind of input it is.
     pub fn input(&self) -> io::Result<Input> {
-        if io::IsTerminal::is_terminal(&self.file) {
-            return Ok(Input::Terminal);
-        }
-        let metadata = self.file.metadata()?;
-        let device = metadata.rdev();
-        let number = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-        if metadata.file_type().is_char_device() && number == DEV_NULL {
-            return Ok(Input::Nothing);
-        }
-        Ok(Input::Message)
+        kind(&self.file)
     }
 
     /// The next piece, not empty, without its envelope line; `None` at the end. Blocks until
@@ -119,6 +118,24 @@ impl Source {
             Ready::No => Err(io::ErrorKind::TimedOut.into()),
         }
     }
+}
+
+/// What a descriptor is good for.
+pub fn kind(descriptor: &(impl AsFd + io::IsTerminal)) -> io::Result<Input> {
+    if descriptor.is_terminal() {
+        return Ok(Input::Terminal);
+    }
+    let stat = nix::sys::stat::fstat(descriptor)?;
+    let format = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    let is_device = format == SFlag::S_IFCHR;
+    let number = (
+        nix::sys::stat::major(stat.st_rdev),
+        nix::sys::stat::minor(stat.st_rdev),
+    );
+    if is_device && number == DEV_NULL {
+        return Ok(Input::Nothing);
+    }
+    Ok(Input::Message)
 }
 
 impl AsFd for Source {
