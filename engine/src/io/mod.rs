@@ -5,7 +5,7 @@
 //! holds frees nothing that the kernel may still touch. All paths are relative to the data
 //! directory.
 //!
-//! Three implementations share one body of tests (`conformance`): [`UringIo`](ring::UringIo) on a raw
+//! Three implementations share one body of tests (`conformance`): [`UringIo`] on a raw
 //! ring, `SimIo` with seeds, `FaultyIo` around any of them.
 
 use bytes::Bytes;

@@ -1,10 +1,10 @@
 //! The real disk: one raw ring per core, made and used on that core's thread only (storage.md 10).
 //!
-//! Whatever the kernel may read or write lives in a [`Slot`](super::inflight::Slot) until its
-//! completion; this file only turns slots into submission entries and completions into steps of
-//! slots. Ops without an opcode go to the node's [`Helpers`]; both sources wake the same eventfd and
-//! come out of the same `poll`. Dropping the ring cancels what can be cancelled, waits for every
-//! completion, and if they do not come leaks the memory on purpose: the kernel may still write there.
+//! Whatever the kernel may read or write lives in a slot of `inflight` until its completion; this
+//! file only turns slots into submission entries and completions into steps of slots. Ops without an
+//! opcode go to the node's [`Helpers`]; both sources wake the same eventfd and come out of the same
+//! `poll`. Dropping the ring cancels what can be cancelled, waits for every completion, and if they
+//! do not come leaks the memory on purpose: the kernel may still write there.
 //!
 //! Left out: `SQPOLL` and `IOPOLL` (two cores), links and drains (order is by completions),
 //! registered files (no gain measured worth the table).
