@@ -1,0 +1,3 @@
+//! See `targets::info`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ringpost_fuzz::targets::info::run(input));

@@ -1,0 +1,3 @@
+//! See `targets::lmtp`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ringpost_fuzz::targets::lmtp::run(input));

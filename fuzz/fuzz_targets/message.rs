@@ -1,0 +1,3 @@
+//! See `targets::message`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ringpost_fuzz::targets::message::run(input));
