@@ -1,6 +1,6 @@
 //! A `ringpostd` of one's own: started on a given folder, waited for, stopped or killed by its id.
 //!
-//! The daemon says when it serves through `NOTIFY_SOCKET` (sd_notify(3)), so no start is guessed by
+//! The daemon says when it serves through `NOTIFY_SOCKET` (`sd_notify(3)`), so no start is guessed by
 //! sleeping; its end shows as the end of a pipe that it holds as standard input. A dropped [`Daemon`]
 //! is killed and reaped. `deliver` measures it, `crash` kills it at chosen moments.
 
@@ -144,13 +144,6 @@ impl Daemon {
             bail!("the daemon was still running {patience:?} after SIGTERM");
         }
         self.child.wait().context("cannot wait for the daemon")
-    }
-
-    /// Its status if it has ended by itself.
-    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        self.child
-            .try_wait()
-            .context("cannot ask for the daemon's status")
     }
 
     /// Waits up to `patience` for the process's end: the pipe then has no reader. Whether it came.
@@ -297,7 +290,6 @@ mod tests {
         for _ in 0..2 {
             let mut daemon = Daemon::start(&setup).unwrap();
             assert!(daemon.started_in() > Duration::ZERO);
-            assert_eq!(daemon.ended().unwrap(), None);
             assert!(!daemon.wait_end(Duration::ZERO).unwrap());
             daemon.stop(Duration::from_secs(20)).unwrap();
         }

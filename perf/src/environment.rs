@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::table;
+
 /// Goes into every JSON line.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Environment {
@@ -54,6 +56,21 @@ impl Environment {
             time_s: since.map_or(0, |since| since.as_secs()),
         })
     }
+
+    /// For people.
+    pub(crate) fn sentence(&self) -> String {
+        format!(
+            "{}, {} cores, {}, Linux {}; {} on {}; commit {} ({})",
+            self.machine,
+            self.cores,
+            table::bytes(self.memory_bytes),
+            self.kernel,
+            self.fs,
+            self.device,
+            self.commit,
+            self.profile
+        )
+    }
 }
 
 /// The value of a `name : value` line.
@@ -96,7 +113,7 @@ fn commit(sources: &Path) -> String {
     }
 }
 
-/// The mount that holds a path (proc_pid_mountinfo(5)).
+/// The mount that holds a path (`proc_pid_mountinfo(5)`).
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     kind: String,

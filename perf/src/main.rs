@@ -7,15 +7,21 @@
 )]
 
 mod address;
+mod crash;
 mod daemon;
 mod deliver;
+mod disk;
+mod disk_command;
 mod environment;
 mod hist;
+mod process;
 mod programs;
 mod schedule;
 mod scrape;
+mod table;
 mod workload;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,8 +35,28 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
-enum Command {}
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it lives as long as the process"
+)]
+enum Command {
+    /// Deliver messages to a daemon and measure it
+    Deliver(deliver::Args),
+    /// Measure what the disk itself can do: durable writes by size and depth
+    Disk(disk_command::Args),
+    /// Kill a daemon, or take its disk away, at random moments under load
+    Crash(crash::Options),
+}
 
 fn main() -> ExitCode {
-    match Cli::parse().command {}
+    let done = match &Cli::parse().command {
+        Command::Deliver(args) => deliver::run(args),
+        Command::Disk(args) => disk_command::run(args),
+        Command::Crash(options) => crash::run(options),
+    };
+    done.unwrap_or_else(|error| {
+        // Standard error may be closed; the exit code says it as well.
+        drop(writeln!(std::io::stderr(), "ringpost-perf: {error:#}"));
+        ExitCode::FAILURE
+    })
 }

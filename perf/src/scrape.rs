@@ -1,4 +1,4 @@
-//! Reads a daemon's metrics (OpenMetrics or Prometheus text over HTTP) and takes differences.
+//! Reads a daemon's metrics (`OpenMetrics` or Prometheus text over HTTP) and takes differences.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};

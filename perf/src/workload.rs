@@ -257,7 +257,9 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             assert_eq!(sorted.len(), 5);
-            drawn.iter().for_each(|&user| seen[user] += 1);
+            for &user in &drawn {
+                seen[user] += 1;
+            }
         }
         assert!(seen.iter().all(|&count| count > 40));
         users.draw(1000, &mut random, &mut drawn);

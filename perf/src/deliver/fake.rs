@@ -13,6 +13,7 @@ use ringpost_netproto::session::Config;
 use ringpost_netproto::session::server::{Event, RecipientReply, RequestId, ServerSession};
 use ringpost_netproto::version::{Hello, Role};
 
+use super::echo::REPLY_BYTES;
 use crate::address::Address;
 
 const READ_BYTES: usize = 256 << 10;
@@ -24,6 +25,11 @@ pub(crate) enum Dialect {
     Node,
     /// LMTP.
     Lmtp,
+    /// For every so many bytes, [`REPLY_BYTES`] come back.
+    Echo {
+        /// Bytes of a request; not 0.
+        size: usize,
+    },
 }
 
 /// A listening fake. Its threads end with their connections, the listener with the process.
@@ -43,6 +49,7 @@ impl Fake {
                 std::thread::spawn(move || match dialect {
                     Dialect::Node => serve_node(stream),
                     Dialect::Lmtp => serve_lmtp(stream),
+                    Dialect::Echo { size } => serve_echo(stream, size),
                 });
             }
         });
@@ -130,5 +137,21 @@ fn serve_lmtp(mut stream: UnixStream) -> io::Result<()> {
             }
         }
         stream.write_all(replies.as_bytes())?;
+    }
+}
+
+fn serve_echo(mut stream: UnixStream, size: usize) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut reply = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        bytes += count;
+        reply.resize(bytes / size * REPLY_BYTES, 0);
+        bytes %= size;
+        stream.write_all(&reply)?;
     }
 }

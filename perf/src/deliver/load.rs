@@ -174,14 +174,14 @@ impl<'a> Worker<'a> {
             }
             let due = match &mut self.arrivals {
                 None => elapsed,
-                Some(arrivals) => match arrivals.take(elapsed) {
-                    Some(due) => due,
-                    None => {
+                Some(arrivals) => {
+                    let Some(due) = arrivals.take(elapsed) else {
                         next = Next::Due(arrivals.peek());
                         full.push(slot);
                         break;
-                    }
-                },
+                    };
+                    due
+                }
             };
             self.start(slot, due, elapsed);
             if self.tally.capped {
@@ -364,7 +364,7 @@ impl<'a> Worker<'a> {
         if let Some(port) = self.ports.get_mut(index) {
             port.alive = false;
             // It fails only if the descriptor is not watched, which is as good.
-            drop(self.epoll.delete(&port.link));
+            self.epoll.delete(&port.link).ok();
         }
         let step = self.ports.len();
         for slot in (index..self.places.len()).step_by(step) {

@@ -1,12 +1,24 @@
 //! `deliver`: messages into a daemon, measured, and checked against what it stored.
+//!
+//! One call measures every size with every number in flight, each in a cell of its own with a daemon
+//! of its own on an empty folder, beside the limits of disk and sockets in the same call.
 
+mod args;
+mod cell;
+mod echo;
 mod fake;
-mod link;
-mod lmtp;
+pub(crate) mod link;
+pub(crate) mod lmtp;
 mod load;
 mod mda;
-mod node;
+pub(crate) mod node;
 mod plan;
-mod session;
+mod report;
+pub(crate) mod session;
 mod tally;
 mod verify;
+
+pub(crate) use args::Args;
+pub(crate) use run::run;
+
+mod run;

@@ -157,6 +157,11 @@ impl Tally {
         }
     }
 
+    /// Messages wholly stored in the whole run.
+    pub(crate) fn messages_all(&self) -> u64 {
+        self.timeline.iter().sum()
+    }
+
     /// All recipients that were not plainly stored, duplicates apart.
     pub(crate) fn errors_count(&self) -> u64 {
         self.errors.values().sum()

@@ -28,7 +28,7 @@ use crate::workload::{Letter, SENDER, Users};
 const ASKED_MAX: usize = 64;
 
 /// For each answer; a mailbox may have to be read from the disk first.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Bytes that are fetched in all.
 const FETCH_BYTES_MAX: usize = 256 << 20;
@@ -96,20 +96,20 @@ impl Verification {
 pub(crate) fn verify(
     node: &Address,
     plan: &Plan,
-    mut tally: Tally,
+    tally: &mut Tally,
     before: &[u32],
 ) -> anyhow::Result<Verification> {
     let mut verification = Verification::default();
     let after = counts(node, &plan.users)?;
-    verification.compare_counts(&plan.users, &tally, before, &after);
+    verification.compare_counts(&plan.users, tally, before, &after);
 
-    let mut expected = expected(&mut tally);
+    let mut expected = expected(tally);
     let mut reader = Reader::connect(node)?;
     let mut bytes_left = FETCH_BYTES_MAX;
     for (user, letters) in &mut expected {
         let known = before.get(*user).copied().unwrap_or(0);
         let left = reader.compare(
-            plan.users.shared_name(*user),
+            &plan.users.shared_name(*user),
             known,
             letters,
             &mut bytes_left,
@@ -228,7 +228,7 @@ impl Reader {
     /// none is left to be found.
     fn compare(
         &mut self,
-        user: Bytes,
+        user: &Bytes,
         known: u32,
         expected: &mut BTreeMap<Bytes, u32>,
         bytes_left: &mut usize,
@@ -252,7 +252,7 @@ impl Reader {
                 if expected.is_empty() || *bytes_left == 0 {
                     break;
                 }
-                let message = self.fetch(user.clone(), entry.uid)?;
+                let message = self.fetch(user, entry.uid)?;
                 *bytes_left = bytes_left.saturating_sub(message.len());
                 equal += u64::from(strike(expected, &message));
             }
@@ -268,9 +268,9 @@ impl Reader {
         Ok(Left { equal, unfound })
     }
 
-    fn fetch(&mut self, user: Bytes, uid: Uid) -> anyhow::Result<Vec<u8>> {
+    fn fetch(&mut self, user: &Bytes, uid: Uid) -> anyhow::Result<Vec<u8>> {
         let request = FetchRequest {
-            user,
+            user: user.clone(),
             mailbox: MailboxRef::Id(MailboxId::INBOX),
             uid,
         };

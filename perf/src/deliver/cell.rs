@@ -1,0 +1,446 @@
+//! One cell of a run: a daemon of its own, the load, its metrics before and after, the comparison
+//! with what is stored, and the daemon's orderly end.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::echo::EchoSession;
+use super::fake::{Dialect, Fake};
+use super::link::Link;
+use super::lmtp::{LmtpSession, Transfer};
+use super::load::{self, Share};
+use super::mda;
+use super::node::NodeSession;
+use super::plan::Plan;
+use super::session::Session;
+use super::tally::Tally;
+use super::verify::{self, Verification};
+use crate::address::Address;
+use crate::daemon::{Daemon, Setup};
+use crate::process::{CpuTime, resident_bytes_max};
+use crate::programs::Programs;
+use crate::scrape::Metrics;
+
+const GREETING_MAX: Duration = Duration::from_secs(10);
+
+/// A daemon fills its first log files before it serves.
+const START_MAX: Duration = Duration::from_mins(2);
+
+/// The end of a daemon includes a checkpoint of everything that was delivered.
+const STOP_MAX: Duration = Duration::from_mins(2);
+
+/// Which door is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Via {
+    /// The node protocol, many messages in flight on a connection.
+    Node,
+    /// LMTP, one message in flight on a connection.
+    Lmtp,
+    /// One ringpost-deliver per message.
+    Mda,
+}
+
+/// How the generator reaches the door.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach {
+    /// Which door.
+    pub(crate) via: Via,
+    /// LMTP: DATA or BDAT.
+    pub(crate) transfer: Transfer,
+    /// Connections in all.
+    pub(crate) connections: usize,
+    /// Generator threads.
+    pub(crate) threads: usize,
+    /// For [`Via::Mda`].
+    pub(crate) deliver: Option<PathBuf>,
+}
+
+/// Where the daemon comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// Started for the cell.
+    Own {
+        /// The programs.
+        programs: Programs,
+        /// Its data goes below this folder.
+        scratch: PathBuf,
+        /// `KEY=VALUE`.
+        settings: Vec<String>,
+        /// Whether the folder stays.
+        keep: Keep,
+    },
+    /// Running already.
+    Named {
+        /// The door that is measured.
+        door: Address,
+        /// The node protocol, to compare what is stored.
+        node: Option<Address>,
+        /// Metrics.
+        admin: Option<Address>,
+    },
+    /// The generator's own fake.
+    Fake,
+}
+
+/// Whether a scratch folder stays after the run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keep {
+    /// It does.
+    Yes,
+    /// It is removed.
+    No,
+}
+
+/// What came of a cell.
+#[derive(Debug)]
+pub(crate) struct Findings {
+    /// The generator's account. Its letters are used up by the comparison.
+    pub(crate) tally: Tally,
+    /// The difference of the daemon's metrics over the load.
+    pub(crate) metrics: Option<Metrics>,
+    /// What the daemon used during the load.
+    pub(crate) daemon_cpu: Option<CpuTime>,
+    /// What the generator used during the load; children are the shims.
+    pub(crate) generator_cpu: CpuTime,
+    /// The daemon's memory at its highest.
+    pub(crate) daemon_bytes_max: Option<u64>,
+    /// Load and drain together.
+    pub(crate) elapsed: Duration,
+    /// From the daemon's start until it served.
+    pub(crate) start: Option<Duration>,
+    /// From SIGTERM to its end.
+    pub(crate) stop: Option<Duration>,
+    /// The comparison, if the store can be asked.
+    pub(crate) verification: Option<Verification>,
+    /// What went wrong besides.
+    pub(crate) faults: Vec<String>,
+}
+
+/// Runs a cell. `Err` means that there is no figure.
+pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result<Findings> {
+    match target {
+        Target::Own {
+            programs,
+            scratch,
+            settings,
+            keep,
+        } => {
+            let scratch = folder(scratch, *keep)?;
+            let sockets = socket_folder()?;
+            let setup = Setup {
+                ringpostd: programs.ringpostd.clone(),
+                data: scratch.path.join("data"),
+                sockets: sockets.path().to_owned(),
+                log: scratch.path.join("ringpostd.log"),
+                settings: settings.clone(),
+                start_max: START_MAX,
+            };
+            let daemon = Daemon::start(&setup)?;
+            let doors = daemon.doors().clone();
+            let sides = Sides {
+                door: match reach.via {
+                    Via::Node | Via::Mda => Address::from(doors.node.as_path()),
+                    Via::Lmtp => Address::from(doors.lmtp.as_path()),
+                },
+                node: Some(Address::from(doors.node.as_path())),
+                admin: Some(Address::from(doors.admin.as_path())),
+                pid: Some(daemon.pid()),
+            };
+            let mut findings = measure(plan, reach, &sides)
+                .with_context(|| format!("the daemon's log is {}", setup.log.display()))?;
+            findings.start = Some(daemon.started_in());
+            stop(daemon, &mut findings);
+            Ok(findings)
+        }
+        Target::Named { door, node, admin } => {
+            let sides = Sides {
+                door: door.clone(),
+                node: node.clone(),
+                admin: admin.clone(),
+                pid: None,
+            };
+            measure(plan, reach, &sides)
+        }
+        Target::Fake => {
+            let sockets = socket_folder()?;
+            let dialect = match reach.via {
+                Via::Node | Via::Mda => Dialect::Node,
+                Via::Lmtp => Dialect::Lmtp,
+            };
+            let fake = Fake::start(sockets.path(), dialect)?;
+            let sides = Sides {
+                door: fake.address(),
+                node: None,
+                admin: None,
+                pid: None,
+            };
+            measure(plan, reach, &sides)
+        }
+    }
+}
+
+/// Requests and replies per second of a bare socket: the cell's sizes and connections, nothing
+/// stored.
+pub(crate) fn echo_per_s(plan: &Plan, connections: usize, each: Duration) -> anyhow::Result<f64> {
+    let mut plan = plan.clone();
+    plan.pace = crate::schedule::Pace::Closed;
+    plan.warm_up = Duration::ZERO;
+    plan.measured = each;
+    let sockets = socket_folder()?;
+    let fake = Fake::start(sockets.path(), Dialect::Echo { size: plan.size })?;
+    let session = || -> Box<dyn Session> { Box::new(EchoSession::default()) };
+    let links = connect(&fake.address(), connections, &session)?;
+    let tally = load(&plan, 1, links)?;
+    ensure!(
+        tally.errors_count() == 0,
+        "the echo failed: {:?}",
+        tally.errors
+    );
+    Ok(per_second(tally.messages, each))
+}
+
+/// A rate.
+pub(crate) fn per_second(count: u64, time: Duration) -> f64 {
+    let count = u32::try_from(count).map_or(f64::INFINITY, f64::from);
+    count / time.as_secs_f64()
+}
+
+/// What a cell talks to.
+struct Sides {
+    door: Address,
+    node: Option<Address>,
+    admin: Option<Address>,
+    pid: Option<Pid>,
+}
+
+fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings> {
+    let before_counts = match &sides.node {
+        Some(node) if sides.pid.is_none() => verify::counts(node, &plan.users)?,
+        _ => vec![0; plan.users.count()],
+    };
+    let links = match reach.via {
+        Via::Mda => Vec::new(),
+        Via::Node => connect(&sides.door, reach.connections, &|| {
+            Box::new(NodeSession::new())
+        })?,
+        Via::Lmtp => connect(&sides.door, reach.connections, &|| {
+            Box::new(LmtpSession::new(reach.transfer))
+        })?,
+    };
+    let scrape = || sides.admin.as_ref().map(Metrics::scrape).transpose();
+    let cpu = |pid: Option<Pid>| pid.and_then(CpuTime::of);
+    let before = scrape()?;
+    let (daemon_before, own_before) = (cpu(sides.pid), cpu(Some(Pid::this())));
+    let begin = Instant::now();
+    let mut tally = match reach.via {
+        Via::Mda => {
+            let program = reach
+                .deliver
+                .as_deref()
+                .context("ringpost-deliver was not found")?;
+            mda::run(plan, program, &sides.door, begin)?
+        }
+        Via::Node | Via::Lmtp => load(plan, reach.threads, links)?,
+    };
+    let elapsed = begin.elapsed();
+    let difference = |pid, before: Option<CpuTime>| Some(cpu(pid)?.since(before?));
+    let daemon_cpu = difference(sides.pid, daemon_before);
+    let generator_cpu = difference(Some(Pid::this()), own_before).unwrap_or_default();
+    let mut faults = Vec::new();
+    let mut note = |what: &str, error: anyhow::Error| faults.push(format!("{what}: {error:#}"));
+    let metrics = match (scrape(), before) {
+        (Ok(Some(after)), Some(before)) => Some(after.since(&before)),
+        (Err(error), _) => {
+            note("metrics", error);
+            None
+        }
+        _ => None,
+    };
+    let verification = sides.node.as_ref().and_then(|node| {
+        let verified = verify::verify(node, plan, &mut tally, &before_counts);
+        verified
+            .map_err(|error| note("comparison with the store", error))
+            .ok()
+    });
+    Ok(Findings {
+        tally,
+        metrics,
+        daemon_cpu,
+        generator_cpu,
+        daemon_bytes_max: sides.pid.and_then(resident_bytes_max),
+        elapsed,
+        start: None,
+        stop: None,
+        verification,
+        faults,
+    })
+}
+
+fn connect(
+    door: &Address,
+    connections: usize,
+    session: &dyn Fn() -> Box<dyn Session>,
+) -> anyhow::Result<Vec<Link>> {
+    let greeted = |_| {
+        let mut link = Link::connect(door, session())?;
+        link.greet(GREETING_MAX)
+            .with_context(|| format!("at {door}"))?;
+        Ok(link)
+    };
+    (0..connections).map(greeted).collect()
+}
+
+/// Divides links and places over the threads, runs them, and adds their accounts up.
+fn load(plan: &Plan, threads: usize, links: Vec<Link>) -> anyhow::Result<Tally> {
+    let threads = threads.clamp(1, links.len().max(1));
+    let mut shares: Vec<Vec<Link>> = (0..threads).map(|_| Vec::new()).collect();
+    for (index, link) in links.into_iter().enumerate() {
+        if let Some(share) = shares.get_mut(index % threads) {
+            share.push(link);
+        }
+    }
+    let begin = Instant::now();
+    let tallies: Vec<anyhow::Result<Tally>> = std::thread::scope(|scope| {
+        let run = |(thread, links): (usize, Vec<Link>)| {
+            let share = Share {
+                thread,
+                threads,
+                places: (plan.in_flight + threads - 1 - thread) / threads,
+            };
+            scope.spawn(move || load::run(plan, share, links, begin))
+        };
+        let handles: Vec<_> = shares.into_iter().enumerate().map(run).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, anyhow::Result<Tally>>| {
+            handle
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        handles.into_iter().map(join).collect()
+    });
+    let mut all = Tally::new(plan.users.count());
+    for tally in tallies {
+        all.merge(tally?);
+    }
+    Ok(all)
+}
+
+fn stop(daemon: Daemon, findings: &mut Findings) {
+    let begin = Instant::now();
+    match daemon.stop(STOP_MAX) {
+        Ok(status) if status.success() => findings.stop = Some(begin.elapsed()),
+        Ok(status) => findings
+            .faults
+            .push(format!("the daemon ended with {status}")),
+        Err(error) => findings.faults.push(format!("{error:#}")),
+    }
+}
+
+/// A folder that is removed with its guard, if it is not kept.
+struct Folder {
+    path: PathBuf,
+    _guard: Option<TempDir>,
+}
+
+fn folder(parent: &Path, keep: Keep) -> anyhow::Result<Folder> {
+    let folder = tempfile::Builder::new()
+        .prefix("ringpost-perf.")
+        .tempdir_in(parent)
+        .with_context(|| format!("cannot write to {}", parent.display()))?;
+    Ok(match keep {
+        Keep::Yes => Folder {
+            path: folder.keep(),
+            _guard: None,
+        },
+        Keep::No => Folder {
+            path: folder.path().to_owned(),
+            _guard: Some(folder),
+        },
+    })
+}
+
+/// Sockets lie in the system's folder for temporary files: their paths must be short.
+fn socket_folder() -> anyhow::Result<TempDir> {
+    let made = tempfile::Builder::new().prefix("rp.").tempdir();
+    made.context("cannot make a folder for sockets")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(via: Via, connections: usize, threads: usize) -> Reach {
+        Reach {
+            via,
+            transfer: Transfer::Data,
+            connections,
+            threads,
+            deliver: None,
+        }
+    }
+
+    fn plan(in_flight: usize) -> Plan {
+        let mut plan = Plan::tiny(100);
+        plan.measured = Duration::from_millis(200);
+        plan.in_flight = in_flight;
+        plan.bytes_max = 1 << 30;
+        plan.line_end = crate::workload::LineEnd::CrLf;
+        plan
+    }
+
+    #[test]
+    fn fake_answers_every_message_of_every_protocol() {
+        for (via, connections, threads) in [
+            (Via::Node, 1, 1),
+            (Via::Node, 4, 2),
+            (Via::Lmtp, 8, 1),
+            (Via::Lmtp, 8, 2),
+        ] {
+            let plan = plan(8);
+            let findings = run(&plan, &reach(via, connections, threads), &Target::Fake).unwrap();
+            let tally = &findings.tally;
+            assert_eq!(tally.errors_count(), 0, "{via:?}: {:?}", tally.errors);
+            assert!(tally.sent > 8, "{via:?}: {}", tally.sent);
+            assert_eq!(tally.recipients_all, tally.sent, "{via:?}");
+            assert!(findings.verification.is_none() && findings.metrics.is_none());
+        }
+    }
+
+    #[test]
+    fn large_messages_and_many_recipients_are_answered_too() {
+        let mut plan = plan(16);
+        plan.size = 300_000;
+        plan.recipients = 3;
+        let findings = run(&plan, &reach(Via::Node, 2, 1), &Target::Fake).unwrap();
+        assert_eq!(
+            findings.tally.errors_count(),
+            0,
+            "{:?}",
+            findings.tally.errors
+        );
+        assert_eq!(findings.tally.recipients_all, 3 * findings.tally.sent);
+    }
+
+    #[test]
+    fn echo_gives_a_rate() {
+        let rate = echo_per_s(&plan(16), 4, Duration::from_millis(100)).unwrap();
+        assert!(rate > 100.0, "{rate}");
+    }
+
+    #[test]
+    fn a_door_where_nobody_is_home_is_an_error_with_its_name() {
+        let target = Target::Named {
+            door: "unix:/nowhere/at/all".parse().unwrap(),
+            node: None,
+            admin: None,
+        };
+        let error = run(&plan(1), &reach(Via::Node, 1, 1), &target).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("/nowhere/at/all"),
+            "{error:#}"
+        );
+    }
+}
