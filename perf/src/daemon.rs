@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -110,7 +110,10 @@ impl Daemon {
         };
         daemon
             .wait_ready(&notify, begun + setup.start_max)
-            .with_context(|| format!("{}\n{}", setup.log.display(), log_tail(&setup.log)))?;
+            .map_err(|error| {
+                let (log, tail) = (setup.log.display(), log_tail(&setup.log));
+                anyhow!("{error:#}; its last words in {log}:\n{tail}")
+            })?;
         daemon.started_in = begun.elapsed();
         Ok(daemon)
     }
@@ -181,10 +184,10 @@ impl Daemon {
             }
             if dead {
                 let status = self.child.wait().context("cannot wait for the daemon")?;
-                bail!("the daemon ended before it served ({status}); its last words are in");
+                bail!("the daemon ended before it served ({status})");
             }
             if Instant::now() >= deadline {
-                bail!("the daemon did not say READY=1 in time; its last words are in");
+                bail!("the daemon did not say READY=1 in time");
             }
         }
     }

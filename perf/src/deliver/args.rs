@@ -170,10 +170,7 @@ impl Args {
             "--warm-up is 0 to 3600"
         );
         let rate = self.rate.unwrap_or(1.0);
-        ensure!(
-            (0.01..=1e8).contains(&rate),
-            "--rate is 0.01 to 100,000,000"
-        );
+        ensure!((0.01..=1e6).contains(&rate), "--rate is 0.01 to 1,000,000");
         ensure!(
             self.mib_max > 0 && self.mib_max < 1 << 30,
             "--mib-max is above 0 and below 2^30"

@@ -399,6 +399,8 @@ impl<'a> Worker<'a> {
         for slot in 0..self.places.len() {
             self.give_up(slot, &why);
         }
+        let elapsed = self.begin.elapsed();
+        self.tally.count_overdue(self.plan, self.arrivals, elapsed);
         self.tally.close(self.letters);
         self.tally
     }

@@ -75,6 +75,7 @@ pub(crate) fn run(
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut tally = shared.tally;
+    tally.count_overdue(plan, shared.arrivals, begin.elapsed());
     tally.close(letters);
     Ok(tally)
 }
@@ -140,10 +141,13 @@ impl Shared {
     fn next(&mut self, plan: &Plan, elapsed: Duration) -> Option<Task> {
         let due = match &mut self.arrivals {
             None => elapsed,
-            Some(arrivals) => arrivals.take(Duration::MAX)?,
+            Some(arrivals) => arrivals.peek(),
         };
         if due >= plan.end() || elapsed >= plan.end() || self.tally.capped {
             return None;
+        }
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.take(due);
         }
         let mut recipients = Vec::new();
         plan.users

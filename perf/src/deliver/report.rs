@@ -75,6 +75,7 @@ pub(crate) struct Figures {
     mib_per_s: f64,
     latency: LatencySummary,
     late_max_us: f64,
+    overdue: u64,
     sent: u64,
     acknowledged_recipients: u64,
     duplicates: u64,
@@ -151,6 +152,7 @@ impl CellReport {
             mib_per_s: round(messages_per_s * float(plan.size) / 1_048_576.0),
             latency: tally.latencies.summary(),
             late_max_us: micros(tally.late_max),
+            overdue: tally.overdue,
             sent: tally.sent,
             acknowledged_recipients: tally.recipients_all,
             duplicates: tally.duplicates,
@@ -267,15 +269,12 @@ impl CellReport {
         if self.figures.capped {
             remarks.push("ended early: the cap on bytes (--mib-max) was met".to_owned());
         }
-        if let Some(rate) = self.parameters.rate {
-            let achieved = self.figures.messages_per_s;
-            if achieved < 0.95 * rate {
-                remarks.push(format!(
-                    "{} messages/s were due, {} were stored; latencies count from the due time",
-                    table::number(rate),
-                    table::number(achieved)
-                ));
-            }
+        if self.figures.overdue > 0 {
+            remarks.push(format!(
+                "overloaded: {} messages were due and never sent; latencies count them as waiting \
+                 until the end",
+                table::count(self.figures.overdue)
+            ));
         }
         let name = format!(
             "{} {} x{}",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::plan::Plan;
 use super::session::Outcome;
 use crate::hist::Latencies;
+use crate::schedule::Arrivals;
 use crate::workload::Letter;
 
 /// Different error texts that are kept; the rest are counted under one name.
@@ -16,6 +17,9 @@ const WATCHED_COUNT_MAX: usize = 4096;
 
 /// The same in bytes.
 const WATCHED_BYTES_MAX: usize = 64 << 20;
+
+/// Messages that were never sent are counted up to here: it bounds the counting.
+const OVERDUE_MAX: u64 = 10_000_000;
 
 /// A message to a watched user, fetched and compared after the run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +57,8 @@ pub(crate) struct Tally {
     pub(crate) timeline: Vec<u64>,
     /// Open loop: the longest that a message waited for a free place before it was sent.
     pub(crate) late_max: Duration,
+    /// Open loop: messages that were due and never sent, because no place became free in time.
+    pub(crate) overdue: u64,
     /// Stored messages of watched users, by thread.
     pub(crate) watched: Vec<(Vec<Letter>, Vec<Watched>)>,
     watching: Vec<Watched>,
@@ -77,6 +83,7 @@ impl Tally {
             doubtful_by_user: vec![0; users_count],
             timeline: Vec::new(),
             late_max: Duration::ZERO,
+            overdue: 0,
             watched: Vec::new(),
             watching: Vec::new(),
             watched_all: true,
@@ -112,6 +119,28 @@ impl Tally {
         };
         if let Some(count) = counts.get_mut(to.user) {
             *count += 1;
+        }
+    }
+
+    /// Open loop, at the end: what was due and never sent is counted, and as having waited until
+    /// `elapsed` at least, else an overloaded daemon would look fast.
+    pub(crate) fn count_overdue(
+        &mut self,
+        plan: &Plan,
+        arrivals: Option<Arrivals>,
+        elapsed: Duration,
+    ) {
+        let Some(mut arrivals) = arrivals.filter(|_| !self.capped) else {
+            return;
+        };
+        while arrivals.peek() < plan.end() && self.overdue < OVERDUE_MAX {
+            let Some(due) = arrivals.take(plan.end()) else {
+                return;
+            };
+            self.overdue += 1;
+            if plan.is_measured(due) {
+                self.latencies.record(elapsed.saturating_sub(due));
+            }
         }
     }
 
@@ -187,6 +216,7 @@ impl Tally {
             *sum += count;
         }
         self.late_max = self.late_max.max(other.late_max);
+        self.overdue += other.overdue;
         self.watched.extend(other.watched);
         self.watched_all &= other.watched_all;
         self.capped |= other.capped;
