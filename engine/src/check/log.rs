@@ -88,8 +88,8 @@ impl Checker<'_> {
         self.frames(&superblock, &files, &mut walk);
     }
 
-    /// Whether a crash came before the log had anything in it: no log file, and no superblock or one
-    /// of zeros.
+    /// Whether a crash came before the log had anything in it: no log file, and no superblock or
+    /// one of zeros.
     fn is_unmade(&self, log_id: u32, names: &[(String, u64)]) -> bool {
         let path = RelPath::superblock(log_id);
         let is_log = |(name, _): &(String, u64)| name.split('.').nth(1) == Some("log");

@@ -1,5 +1,5 @@
-//! Planted damage: each file kind, each byte class. A sound store with a crash's usual remains gives
-//! no finding above `Expected`.
+//! Planted damage: each file kind, each byte class. A sound store with a crash's usual remains
+//! gives no finding above `Expected`.
 
 mod store;
 

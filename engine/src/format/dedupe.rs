@@ -1,6 +1,6 @@
-//! The ring of delivery ids: a header of 4096 bytes and entries of 48. Derived data: losing it costs
-//! duplicates, never mail. An entry lies at its sequence number modulo the capacity, and its CRC
-//! starts from that number, so that an entry of a former lap is not taken for its successor.
+//! The ring of delivery ids: a header of 4096 bytes and entries of 48. Derived data: losing it
+//! costs duplicates, never mail. An entry lies at its sequence number modulo the capacity, and
+//! its CRC starts from that number, so that an entry of a former lap is not taken for its successor.
 
 use ringpost_netproto::id::{Guid, MailboxId, Uid, UserHash};
 use zerocopy::IntoBytes;

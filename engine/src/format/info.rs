@@ -1,7 +1,7 @@
 //! The info file: a user's index. A header of 512 bytes, then runs of 64-byte slots, append only.
 //!
 //! The CRC of a run starts from {user hash, generation, slot number}, so that a run in another
-//! place or file fails. A damaged run costs itself: [`Runs`] goes on at the next slot that validates.
+//! place or file fails. A damaged run costs itself: [`Runs`] goes on where the next one holds.
 
 mod change;
 mod header;

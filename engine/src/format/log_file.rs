@@ -1,5 +1,5 @@
 //! The header of a log file: which piece of which log this is. Written anew, with a new salt, each
-//! time the file is armed; what a former use left behind has another salt and is never read as ours.
+//! time the file is armed; what a former use left behind has another salt and is not read as ours.
 
 use ringpost_netproto::id::WallNs;
 use zerocopy::little_endian::{U32, U64};

@@ -1,5 +1,5 @@
 //! Log records: 64 bytes of header and a payload, padded with zeros to 8. They have no checksum of
-//! their own: the frame's `payload_crc` covers them, and `chain` ties those of a partition together.
+//! their own: the frame's `payload_crc` covers them, and `chain` ties a partition's together.
 
 mod chain;
 mod decode;

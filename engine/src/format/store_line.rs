@@ -1,7 +1,7 @@
 //! The line `X-Ringpost:` behind the `From_` line of every stored message: 128 bytes with its LF,
-//! fixed so that it can be written last. It makes segments self-describing: the index can be rebuilt
-//! from them. It has no checksum of its own: `l` and `c` are proved by the message behind it, the
-//! rest by the index.
+//! fixed so that it can be written last. It makes segments self-describing: the index can be
+//! rebuilt from them. It has no checksum of its own: `l` and `c` are proved by the message
+//! behind it, the rest by the index.
 
 use ringpost_netproto::id::{Guid, MailboxId, WallNs};
 

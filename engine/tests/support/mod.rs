@@ -1,6 +1,8 @@
 //! One value of every structure on disk, with another number in each field, so that two fields that
 //! changed places are seen.
 
+pub(crate) mod files;
+
 use ringpost_engine::format::dedupe::{DedupeEntry, DedupeHeader};
 use ringpost_engine::format::folders::{Folder, Folders};
 use ringpost_engine::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
