@@ -1,8 +1,7 @@
 //! How a large message gets to its stage file: what to ask of the shard next. Values in, values out;
 //! [`delivery`](crate::delivery) does the asking.
 //!
-//! One stage request of each kind is open at a time, but for writes, of which a few are: the shard
-//! keeps their order. Line ends that turn out to be mixed have the staged bytes rewritten before
+//! A stage takes one request at a time; bytes that come meanwhile gather for the next write. Line ends that turn out to be mixed have the staged bytes rewritten before
 //! anything else is taken (storage.md 7).
 
 use std::collections::VecDeque;
@@ -17,14 +16,14 @@ use crate::letter::Answer;
 /// A write is worth its overhead from here on.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// Writes without an answer.
-const WRITES_MAX: usize = 4;
+/// Writes without an answer: the shard's rule.
+const WRITES_MAX: usize = 1;
 
 /// With more than this in memory the connection is not read.
 const BEHIND_BYTES: usize = 2 << 20;
 
 const _: () = assert!(WRITE_BYTES <= STAGE_WRITE_BYTES_MAX);
-const _: () = assert!(BEHIND_BYTES >= WRITE_BYTES * WRITES_MAX);
+const _: () = assert!(BEHIND_BYTES >= 2 * WRITE_BYTES);
 
 /// What to ask of the shard.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -59,7 +59,18 @@ impl Options {
     }
 }
 
+/// A bug ends the process, also in builds that unwind: a runtime would swallow the panic of a task and
+/// go on without it. Recovery is the tested path.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> ExitCode {
+    abort_on_panic();
     let options = Options::parse();
     if options.print_config {
         print!("{}", keys::documented());

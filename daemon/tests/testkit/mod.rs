@@ -1,0 +1,453 @@
+//! What the tests of a running node share: a daemon of one's own in a scratch directory, an LMTP
+//! client that says exactly what it is told to, a node client, waiting for events with a bound.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and a bound on waiting needs a clock"
+)]
+#![expect(dead_code, reason = "each test file uses a part of it")]
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringpost_daemon::client::{Address, Client, ClientError, Deadline, Patience};
+use ringpost_netproto::id::{MailboxId, Uid};
+use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::deliver::{DeliverRecipient, DeliverRequest, RecipientReply};
+use ringpost_netproto::message::fetch::FetchRequest;
+use ringpost_netproto::message::list::{ListPage, ListRequest};
+use ringpost_netproto::version::Role;
+
+/// Nothing a test waits for takes longer, even on two busy cores.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// Keeps the logs small, so that a start takes a moment.
+const SMALL: [&str; 2] = ["log_bytes_per_core=16 MiB", "memory_per_core=64 MiB"];
+
+/// A directory for one test: store, sockets, list of users.
+#[derive(Debug)]
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `--data` of its daemons.
+    pub fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    /// A daemon for which any user exists.
+    pub fn start(&self) -> Daemon {
+        self.start_with(&[])
+    }
+
+    /// The same with further settings.
+    pub fn start_with(&self, settings: &[&str]) -> Daemon {
+        let mut all = vec!["accounts.accept=any"];
+        all.extend(settings);
+        Daemon::start(self, &all)
+            .unwrap_or_else(|words| panic!("the daemon did not start: {words}"))
+    }
+
+    /// Runs `ringpostd` to its end: exit code and standard error.
+    pub fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_ringpostd"))
+            .current_dir(self.0.path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), words)
+    }
+}
+
+/// A running daemon. Dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    pub node: PathBuf,
+    pub lmtp: PathBuf,
+    pub admin: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `ringpostd` and waits until it serves; its words if it does not.
+    pub fn start(scratch: &Scratch, settings: &[&str]) -> Result<Self, String> {
+        let log = scratch.path("log");
+        let notify = scratch.path("notify");
+        if notify.exists() {
+            fs::remove_file(&notify).unwrap();
+        }
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        ready.set_nonblocking(true).unwrap();
+        let sockets = ["node", "lmtp", "admin"].map(|name| scratch.path(name));
+        let [node, lmtp, admin] = sockets;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringpostd"));
+        command
+            .arg("--data")
+            .arg(scratch.data())
+            .env("NOTIFY_SOCKET", &notify);
+        for (key, path) in [("socket", &node), ("lmtp", &lmtp), ("admin", &admin)] {
+            command
+                .arg("--set")
+                .arg(format!("listen.{key}=unix:{}", path.display()));
+        }
+        for setting in SMALL.iter().chain(settings) {
+            command.args(["--set", setting]);
+        }
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn();
+        let mut daemon = Self {
+            child: child.unwrap(),
+            node,
+            lmtp,
+            admin,
+            log,
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < BOUND {
+            let mut fds = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(50_u8)).unwrap();
+            let mut said = [0; 4096];
+            while let Ok(count) = ready.recv(&mut said) {
+                if said[..count]
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"READY=1")
+                {
+                    return Ok(daemon);
+                }
+            }
+            if daemon.child.try_wait().unwrap().is_some() {
+                return Err(daemon.words());
+            }
+        }
+        Err(format!("not ready within {BOUND:?}: {}", daemon.words()))
+    }
+
+    /// What it logged.
+    pub fn words(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// SIGKILL, and its end.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Its end, within [`BOUND`].
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the daemon's end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// An LMTP connection that has said LHLO.
+    pub fn lmtp(&self) -> Lmtp {
+        let mut lmtp = Lmtp::over(UnixStream::connect(&self.lmtp).unwrap());
+        assert!(lmtp.reply().starts_with("220 "));
+        assert!(lmtp.say("LHLO test").starts_with("250 "));
+        lmtp
+    }
+
+    /// A connection of the node protocol.
+    pub fn client(&self) -> NodeClient {
+        NodeClient::connect(&Address::Unix(self.node.clone())).unwrap()
+    }
+
+    /// The body of an admin page, and its status line.
+    pub fn page(&self, path: &str) -> (String, String) {
+        let mut stream = UnixStream::connect(&self.admin).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    /// A metric's value; labels are part of the name.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.page("/metrics");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .parse()
+            .unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+/// Waits until something holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < BOUND, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A byte stream of either kind.
+pub trait Wire: Read + Write + Send {
+    fn end_writing(&self);
+}
+
+impl Wire for UnixStream {
+    fn end_writing(&self) {
+        self.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+}
+
+impl Wire for TcpStream {
+    fn end_writing(&self) {
+        self.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+}
+
+/// An LMTP client. What it sends is what the test says, byte for byte.
+pub struct Lmtp {
+    wire: BufReader<Box<dyn Wire>>,
+}
+
+impl Lmtp {
+    pub fn over_tcp(address: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        Self {
+            wire: BufReader::new(Box::new(stream)),
+        }
+    }
+
+    pub fn over(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        Self {
+            wire: BufReader::new(Box::new(stream)),
+        }
+    }
+
+    /// The last line of the next reply.
+    pub fn reply(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            self.wire.read_line(&mut line).unwrap();
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return line.trim_end().to_owned();
+            }
+        }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.wire.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// As [`send`](Self::send), for a server that may be gone.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.wire.get_mut().write_all(bytes)
+    }
+
+    pub fn say(&mut self, command: &str) -> String {
+        self.send(format!("{command}\r\n").as_bytes());
+        self.reply()
+    }
+
+    pub fn end_writing(&mut self) {
+        self.wire.get_ref().end_writing();
+    }
+
+    /// What the server says until it closes.
+    pub fn rest(&mut self) -> String {
+        let mut text = String::new();
+        self.wire.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// MAIL and RCPTs; the replies to the RCPTs.
+    pub fn envelope(&mut self, recipients: &[&str]) -> Vec<String> {
+        assert!(
+            self.say("MAIL FROM:<sender@example.test>")
+                .starts_with("250 ")
+        );
+        recipients
+            .iter()
+            .map(|user| self.say(&format!("RCPT TO:<{user}>")))
+            .collect()
+    }
+
+    /// A whole message with DATA; one reply per recipient.
+    pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
+        for reply in self.envelope(recipients) {
+            assert!(reply.starts_with("250 "), "{reply}");
+        }
+        assert!(self.say("DATA").starts_with("354 "));
+        self.send(&stuffed(message));
+        recipients.iter().map(|_| self.reply()).collect()
+    }
+
+    /// A whole message with BDAT; one reply per recipient. Any bytes pass.
+    pub fn deliver_bdat(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
+        for reply in self.envelope(recipients) {
+            assert!(reply.starts_with("250 "), "{reply}");
+        }
+        self.send(format!("BDAT {} LAST\r\n", message.len()).as_bytes());
+        self.send(message);
+        recipients.iter().map(|_| self.reply()).collect()
+    }
+}
+
+/// As it goes behind DATA: dots doubled behind CRLF, the end. The message must end with CRLF or be
+/// empty.
+pub fn stuffed(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len() + 16);
+    let mut line_start = true;
+    for (at, byte) in message.iter().enumerate() {
+        if line_start && *byte == b'.' {
+            out.push(b'.');
+        }
+        out.push(*byte);
+        line_start = *byte == b'\n' && at > 0 && message[at - 1] == b'\r';
+    }
+    out.extend_from_slice(b".\r\n");
+    out
+}
+
+/// The node protocol, one request at a time.
+pub struct NodeClient(Client);
+
+impl NodeClient {
+    pub fn connect(address: &Address) -> Result<Self, ClientError> {
+        Client::connect(
+            address,
+            Role::Client,
+            Deadline::after(BOUND),
+            Patience::None,
+        )
+        .map(Self)
+    }
+
+    /// Delivers a message; one outcome per recipient.
+    pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<RecipientReply> {
+        self.try_deliver(recipients, message).unwrap()
+    }
+
+    pub fn try_deliver(
+        &mut self,
+        recipients: &[&str],
+        message: &[u8],
+    ) -> Result<Vec<RecipientReply>, ClientError> {
+        let recipient = |address: &&str| DeliverRecipient {
+            address: Bytes::copy_from_slice(address.as_bytes()),
+            mailbox: None,
+        };
+        let request = DeliverRequest {
+            sender: Bytes::from_static(b"sender@example.test"),
+            recipients: recipients.iter().map(recipient).collect(),
+            queue_id: Bytes::new(),
+            deadline_ms: 0,
+            size_hint: None,
+        };
+        self.0.deliver(
+            &request,
+            &Bytes::copy_from_slice(message),
+            Deadline::after(BOUND),
+        )
+    }
+
+    pub fn try_list(&mut self, user: &str) -> Result<ListPage, ClientError> {
+        let request = ListRequest {
+            user: Bytes::copy_from_slice(user.as_bytes()),
+            mailbox: MailboxRef::Id(MailboxId::INBOX),
+            after_uid: 0,
+            entries_max: 1_000,
+        };
+        self.0.list(&request, Deadline::after(BOUND))
+    }
+
+    /// How many messages a user has; 0 for one who never got any.
+    pub fn count(&mut self, user: &str) -> usize {
+        self.try_list(user).map_or(0, |page| page.entries.len())
+    }
+
+    /// A message as it was received.
+    pub fn fetch(&mut self, user: &str, uid: u32) -> Vec<u8> {
+        let request = FetchRequest {
+            user: Bytes::copy_from_slice(user.as_bytes()),
+            mailbox: MailboxRef::Id(MailboxId::INBOX),
+            uid: Uid::new(uid),
+        };
+        let deadline = Deadline::after(BOUND);
+        let (id, _) = self.0.fetch(&request, deadline).unwrap();
+        let mut message = Vec::new();
+        while let Some(data) = self.0.fetched(id, deadline).unwrap() {
+            message.extend_from_slice(&data);
+        }
+        message
+    }
+
+    /// The protocol itself.
+    pub fn inner(&mut self) -> &mut Client {
+        &mut self.0
+    }
+}
+
+/// A message that an MTA has stamped, so that its repetition is a duplicate.
+pub fn stamped(subject: &str) -> Vec<u8> {
+    let stamp = "Received: from mx by node id 4711; Mon, 1 Jan 2024 00:00:00 +0000";
+    format!("{stamp}\r\nSubject: {subject}\r\n\r\nHello.\r\n").into_bytes()
+}
+
+/// The file behind a path.
+pub fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap()
+}
