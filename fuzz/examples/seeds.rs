@@ -197,6 +197,11 @@ const LMTP: &[(&str, &str)] = &[
         "EHLO c\r\nDATA\r\nLHLO c\r\nRCPT TO:<x>\r\nMAIL FROM:<a>\r\nMAIL FROM:<b>\r\nDATA\r\n",
     ),
     (
+        "reset_between_recipients",
+        "LHLO c\r\nMAIL FROM:<a>\r\nRCPT TO:<carl>\r\nRSET\r\nMAIL FROM:<b>\r\nRCPT TO:<carl>\r\n\
+         DATA\r\n.\r\n",
+    ),
+    (
         "other_words",
         "HELP\r\nVRFY x\r\nNOOP\r\nSTARTTLS\r\n\0\r\nQUIT\r\n",
     ),

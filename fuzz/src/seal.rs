@@ -36,10 +36,10 @@ pub(crate) fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 /// A copy with at least `header_len` bytes whose first are a file header that holds: magic, this
 /// program's version, and the checksum at 8 over bytes 12 to `header_len`.
-pub(crate) fn file_header(bytes: &[u8], magic: &[u8; 8], header_len: usize) -> Vec<u8> {
+pub(crate) fn file_header(bytes: &[u8], magic: [u8; 8], header_len: usize) -> Vec<u8> {
     let mut out = bytes.to_vec();
     out.resize(out.len().max(header_len), 0);
-    put(&mut out, 0, magic);
+    put(&mut out, 0, &magic);
     put(&mut out, 12, &[1]);
     let crc = crc::of(out.get(12..header_len).unwrap_or_default());
     put_u32(&mut out, 8, crc);

@@ -14,10 +14,11 @@ fn here(folder: &str) -> PathBuf {
 /// Names in a folder of this crate without their extension.
 fn names(folder: &str) -> BTreeSet<String> {
     fs::read_dir(here(folder))
-        .unwrap()
+        .expect(folder)
         .map(|entry| {
-            let path = entry.unwrap().path();
-            path.file_stem().unwrap().to_str().unwrap().to_owned()
+            let path = entry.expect(folder).path();
+            let name = path.file_stem().and_then(|name| name.to_str());
+            name.expect("names are ASCII").to_owned()
         })
         .collect()
 }

@@ -63,7 +63,8 @@ pub enum Event<'a> {
     Data(&'a [u8]),
     /// It is complete. Answer each accepted recipient by [`Session::message_reply`].
     MessageEnd,
-    /// It will not come to its end: forget it. Nothing is to be answered.
+    /// The transaction is over without a message: forget the accepted recipients, and what came of
+    /// the message if it has begun. Nothing is to be answered.
     MessageAbort,
     /// Send what there is to send, then close.
     Quit,
@@ -351,7 +352,7 @@ impl Session {
     /// Forgets the transaction.
     fn reset<'a>(&mut self) -> Step<'a> {
         match self.transaction.take() {
-            Some(mail) if mail.begun == Begun::Yes => Step::Event(Event::MessageAbort),
+            Some(mail) if mail.recipients_count > 0 => Step::Event(Event::MessageAbort),
             _ => Step::On,
         }
     }

@@ -11,7 +11,7 @@ use crate::seal;
 /// The input is a header of 4096 bytes and entries behind it; identity is taken from it.
 pub fn run(input: &[u8]) {
     header(input);
-    header(&seal::file_header(input, b"RINGDUP1", DEDUPE_HEADER_BYTES));
+    header(&seal::file_header(input, *b"RINGDUP1", DEDUPE_HEADER_BYTES));
     let entries = input.get(DEDUPE_HEADER_BYTES..).unwrap_or(input);
     for (sequence, bytes) in (0..).zip(entries.chunks(DEDUPE_ENTRY_BYTES)) {
         entry(bytes, sequence);

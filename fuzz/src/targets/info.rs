@@ -12,7 +12,7 @@ use crate::seal;
 /// The input is the file; identity is taken from its header.
 pub fn run(input: &[u8]) {
     check(input);
-    let mut sealed = seal::file_header(input, b"RINGIDX1", INFO_HEADER_BYTES);
+    let mut sealed = seal::file_header(input, *b"RINGIDX1", INFO_HEADER_BYTES);
     let seed = seed(&sealed);
     let runs = sealed.get_mut(INFO_HEADER_BYTES..).unwrap_or_default();
     seal_runs(runs, seed);

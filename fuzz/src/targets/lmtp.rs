@@ -58,11 +58,11 @@ fn converse(client: &[u8], piece_len: usize) -> Told {
                     }
                     accepted = 0;
                 }
-                Event::MessageAbort => message.clear(),
+                Event::MessageAbort => {
+                    message.clear();
+                    accepted = 0;
+                }
                 Event::Quit => assert!(session.is_closed()),
-            }
-            if session.sender().is_empty() && session.is_idle() {
-                accepted = 0;
             }
         }
         assert!(rest.is_empty() || session.is_closed());

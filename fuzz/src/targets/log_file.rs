@@ -9,7 +9,7 @@ use crate::seal;
 /// The input begins with the header; its identity is taken from it.
 pub fn run(input: &[u8]) {
     check(input);
-    check(&seal::file_header(input, b"RINGLOG1", LOG_HEADER_BYTES));
+    check(&seal::file_header(input, *b"RINGLOG1", LOG_HEADER_BYTES));
 }
 
 fn check(input: &[u8]) {

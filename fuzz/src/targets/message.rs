@@ -57,12 +57,12 @@ fn prepare(
             let len = u64::try_from(taken.len()).expect("fits");
             preparer.expanded(crc::of(&taken), len);
         }
-        let takes = match take {
+        let now = match take {
             Take::Never => false,
             Take::Always => true,
             Take::EverySecond => number % 2 == 0,
         };
-        if takes {
+        if now {
             taken.extend_from_slice(&preparer.take_stored());
         }
     }

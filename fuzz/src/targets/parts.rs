@@ -9,7 +9,7 @@ use crate::seal;
 /// The input is the file; identity is taken from it.
 pub fn run(input: &[u8]) {
     check(input);
-    let mut sealed = seal::file_header(input, b"RINGPRT1", PARTS_HEADER_BYTES);
+    let mut sealed = seal::file_header(input, *b"RINGPRT1", PARTS_HEADER_BYTES);
     let head = sealed.clone();
     let seed = crc::of(head.get(48..56).unwrap_or_default());
     let seed = crc::extend(seed, head.get(40..44).unwrap_or_default());

@@ -11,8 +11,8 @@ pub fn run(input: &[u8]) {
     let (first, second) = input
         .split_at_checked(SUPERBLOCK_BYTES)
         .unwrap_or((input, &[]));
-    let mut sealed = seal::file_header(first, b"RINGSUP1", SUPERBLOCK_BYTES);
-    sealed.extend_from_slice(&seal::file_header(second, b"RINGSUP1", SUPERBLOCK_BYTES));
+    let mut sealed = seal::file_header(first, *b"RINGSUP1", SUPERBLOCK_BYTES);
+    sealed.extend_from_slice(&seal::file_header(second, *b"RINGSUP1", SUPERBLOCK_BYTES));
     check(&sealed);
 }
 

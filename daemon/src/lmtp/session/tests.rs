@@ -174,6 +174,13 @@ const TRANSCRIPTS: &[(&str, &str, &[&str])] = &[
             "abort",
         ],
     ),
+    // Recipients of a transaction that was given up are not those of the next.
+    (
+        "LHLO c\r\nMAIL FROM:<a>\r\nRCPT TO:<busy>\r\nRSET\r\nMAIL FROM:<b>\r\nRCPT TO:<bob>\r\n\
+         DATA\r\n.\r\n",
+        "220 250 250 250 250 250 250 354 250",
+        &["abort", "from <b> None SevenBit", ""],
+    ),
     // Data that only looks like its end.
     (
         "LHLO c\r\nMAIL FROM:<a>\r\nRCPT TO:<bob>\r\nDATA\r\na\n.\nb\n.\r\nc\r.\r\nMAIL FROM:<x>\r\n.\r\n",
