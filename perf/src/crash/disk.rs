@@ -28,8 +28,8 @@ impl FileSystem {
 }
 
 /// Both ioctls are the same number, `_IOR('X', 125, u32)`, and NOLOGFLUSH is 2 in both. The call is made by perl, which every Debian has: it would be unsafe here.
-const SHUTDOWN: &str =
-    "open(my $d, '<', $ARGV[0]) or die $!; ioctl($d, 0x8004587d, pack('L', 2)) or die $!";
+const SHUTDOWN: &str = "open(my $disk, '<', $ARGV[0]) or die $!; my $flags = pack('L', 2); \
+                        ioctl($disk, 0x8004587d, $flags) or die $!";
 
 /// A mounted loop file. Unmounted when dropped.
 #[derive(Debug)]
