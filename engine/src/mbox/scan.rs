@@ -331,5 +331,4 @@ pub fn scan(file: &[u8]) -> Vec<Item> {
 }
 
 #[cfg(test)]
-#[path = "scan_tests.rs"]
 mod tests;
