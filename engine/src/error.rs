@@ -183,7 +183,7 @@ pub enum OpenError {
         /// A sentence.
         reason: String,
     },
-    /// io_uring is forbidden or too old; the daemon exits 78.
+    /// `io_uring` is forbidden or too old; the daemon exits 78.
     #[error("io_uring cannot be used: {reason}")]
     NoRing {
         /// A sentence that names the cause and what to change.

@@ -64,19 +64,15 @@ impl Index {
         let entry = IndexEntry { uid, head, cache };
         let weight = 80 + MSG_FIXED_BYTES + entry.cache.len();
         let found = self.mailboxes.iter_mut().find(|(id, _)| *id == mailbox);
-        let entries = match found {
-            Some((_, entries)) => entries,
-            None => {
-                self.mailboxes.push((mailbox, Vec::new()));
-                &mut self.mailboxes.last_mut().expect("just pushed").1
-            }
+        let entries = if let Some((_, entries)) = found {
+            entries
+        } else {
+            self.mailboxes.push((mailbox, Vec::new()));
+            &mut self.mailboxes.last_mut().expect("just pushed").1
         };
-        match entries.binary_search_by_key(&uid, |entry| entry.uid) {
-            Ok(_) => {}
-            Err(place) => {
-                entries.insert(place, entry);
-                self.bytes += u64::try_from(weight).expect("an index has at most 64 bits");
-            }
+        if let Err(place) = entries.binary_search_by_key(&uid, |entry| entry.uid) {
+            entries.insert(place, entry);
+            self.bytes += u64::try_from(weight).expect("an index has at most 64 bits");
         }
     }
 }

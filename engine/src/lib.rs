@@ -1,6 +1,6 @@
 //! The mail of one node (storage.md): a synchronous state machine behind [`io::Io`].
 //!
-//! A [`Shard`] is one core's part of a [`Store`]. Requests and completions go in, operations and
+//! A [`Shard`] is one core's part of a [`store::Store`]. Requests and completions go in, operations and
 //! events come out; it knows disks and mail, and neither sockets nor clocks nor randomness.
 //!
 //! # The contract

@@ -1,7 +1,7 @@
 //! Every bound of the engine with its reason; const assertions relate neighbours (storage.md 4.4).
 //! What an operator or a test may change is in [`config`](crate::config); these are its ceilings.
 
-/// Log frames, log files and O_DIRECT buffers lie on this: the largest common block size, and no
+/// Log frames, log files and `O_DIRECT` buffers lie on this: the largest common block size, and no
 /// block with acknowledged data is ever written again (storage.md 3.5).
 pub const BLOCK_BYTES: u64 = 4096;
 

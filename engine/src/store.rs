@@ -29,7 +29,7 @@ use crate::io::{Io, RelPath};
 use crate::request::{Event, Now, Request};
 use crate::shard::{Shard, ShardIdentity};
 
-/// Tries to lock, and the pause between two: io_uring keeps a dead process's files busy until its
+/// Tries to lock, and the pause between two: `io_uring` keeps a dead process's files busy until its
 /// last operation ends.
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -438,7 +438,10 @@ fn create(path: &Path, options: &StoreOptions) -> Result<StoreFile, OpenError> {
         newer: Vec::new(),
     };
     write_store_file(path, &file)?;
-    if let Some(parent) = path.parent().filter(|parent| parent.as_os_str().len() > 0) {
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         sync_dir(parent)?;
     }
     Ok(file)

@@ -196,36 +196,36 @@ impl Hasher for Identity {
 /// The table of users.
 #[derive(Debug)]
 pub(crate) struct Users {
-    users: Slab<User>,
+    table: Slab<User>,
     by_hash: HashMap<u64, SmallVec<[usize; 1]>, BuildHasherDefault<Identity>>,
     /// The eviction hand's place.
     hand: usize,
-    users_max: usize,
+    count_max: usize,
 }
 
 impl Users {
-    pub(crate) fn new(users_max: usize) -> Self {
+    pub(crate) fn new(count_max: usize) -> Self {
         Self {
-            users: Slab::new(),
+            table: Slab::new(),
             by_hash: HashMap::default(),
             hand: 0,
-            users_max,
+            count_max,
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.users.len()
+        self.table.len()
     }
 
     pub(crate) fn get(&self, index: usize) -> &User {
-        self.users
+        self.table
             .get(index)
             .expect("a pinned user stays in the table")
     }
 
     pub(crate) fn get_mut(&mut self, index: usize) -> &mut User {
         let user = self
-            .users
+            .table
             .get_mut(index)
             .expect("a pinned user stays in the table");
         user.recent = true;
@@ -279,7 +279,7 @@ impl Users {
         name: Option<Arc<[u8]>>,
     ) -> usize {
         self.evict();
-        let index = self.users.insert(User {
+        let index = self.table.insert(User {
             hash,
             ordinal,
             partition,
@@ -298,15 +298,15 @@ impl Users {
 
     /// Makes room for one more: the hand passes over users used since its last round.
     fn evict(&mut self) {
-        let mut steps = 2 * self.users.len().min(64);
-        while self.users.len() >= self.users_max && steps > 0 {
+        let mut steps = 2 * self.table.len().min(64);
+        while self.table.len() >= self.count_max && steps > 0 {
             steps -= 1;
-            self.hand = if self.hand >= self.users.capacity() {
+            self.hand = if self.hand >= self.table.capacity() {
                 0
             } else {
                 self.hand + 1
             };
-            let Some(user) = self.users.get_mut(self.hand) else {
+            let Some(user) = self.table.get_mut(self.hand) else {
                 continue;
             };
             if user.recent {
@@ -318,7 +318,7 @@ impl Users {
     }
 
     fn remove(&mut self, index: usize) {
-        let user = self.users.remove(index);
+        let user = self.table.remove(index);
         let hash = user.hash.value();
         if let Some(known) = self.by_hash.get_mut(&hash) {
             known.retain(|other| *other != index);
@@ -330,22 +330,22 @@ impl Users {
 
     /// Forgets a user that nothing refers to, so that its next use reads the files.
     pub(crate) fn forget_if_idle(&mut self, index: usize) {
-        if self.users.get(index).is_some_and(User::is_idle) {
+        if self.table.get(index).is_some_and(User::is_idle) {
             self.remove(index);
         }
     }
 
     /// Drops loaded indexes, least recently used first, until they take at most `bytes_max`.
     pub(crate) fn shrink_indexes(&mut self, mut bytes: u64, bytes_max: u64) -> u64 {
-        let mut steps = 2 * self.users.capacity();
+        let mut steps = 2 * self.table.capacity();
         while bytes > bytes_max && steps > 0 {
             steps -= 1;
-            self.hand = if self.hand >= self.users.capacity() {
+            self.hand = if self.hand >= self.table.capacity() {
                 0
             } else {
                 self.hand + 1
             };
-            let Some(user) = self.users.get_mut(self.hand) else {
+            let Some(user) = self.table.get_mut(self.hand) else {
                 continue;
             };
             if user.recent {

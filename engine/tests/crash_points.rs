@@ -36,8 +36,13 @@ impl Ledger {
                 Outcome::Stored { uid, .. } | Outcome::Duplicate { uid, .. } => uid.value(),
                 Outcome::Refused(_) => continue,
             };
-            let known = self.acknowledged.insert((name.clone(), delivery.number), uid);
-            assert!(known.is_none_or(|known| known == uid), "{name}: uid {known:?} became {uid}");
+            let known = self
+                .acknowledged
+                .insert((name.clone(), delivery.number), uid);
+            assert!(
+                known.is_none_or(|known| known == uid),
+                "{name}: uid {known:?} became {uid}"
+            );
         }
     }
 }
@@ -51,8 +56,16 @@ fn workload() -> Vec<Delivery> {
                 3 => vec!["bob".to_owned(), "cat".to_owned()],
                 _ => vec![format!("user{}", number % 4)],
             };
-            let bytes = if number % 8 == 5 { 9_000 } else { 200 + 150 * (number as usize % 7) };
-            Delivery { number, users, text: message(number, bytes) }
+            let bytes = if number % 8 == 5 {
+                9_000
+            } else {
+                200 + 150 * usize::try_from(number % 7).expect("small")
+            };
+            Delivery {
+                number,
+                users,
+                text: message(number, bytes),
+            }
         })
         .collect()
 }
@@ -81,14 +94,17 @@ fn run_noting(bench: &mut Bench, work: &[Delivery], ledger: &mut Ledger) {
             break;
         }
         if is_large(delivery) {
-            if let Some(outcomes) = bench.try_deliver_large(&users, delivery.number, &delivery.text) {
+            if let Some(outcomes) = bench.try_deliver_large(&users, delivery.number, &delivery.text)
+            {
                 ledger.note(delivery, &outcomes);
             }
             continue;
         }
         let body = Body::Small(prepare(&delivery.text));
         let request = Request::Append(Bench::group(&users, delivery.number, body));
-        let Ok(ticket) = bench.submit(request) else { break };
+        let Ok(ticket) = bench.submit(request) else {
+            break;
+        };
         tickets.insert(ticket.value(), delivery.clone());
         if delivery.number % 10 == 9 && bench.submit(Request::Checkpoint).is_err() {
             break;
@@ -114,13 +130,29 @@ fn verify(bench: &mut Bench, work: &[Delivery], ledger: &mut Ledger, context: &s
                     .filter(|(_, (found, _))| *found == guid(delivery.number))
                     .collect();
                 let acknowledged = ledger.acknowledged.get(&(name.clone(), delivery.number));
-                assert!(copies.len() <= 1, "{context}: {name} has mail {} twice", delivery.number);
+                assert!(
+                    copies.len() <= 1,
+                    "{context}: {name} has mail {} twice",
+                    delivery.number
+                );
                 if all || acknowledged.is_some() {
-                    assert_eq!(copies.len(), 1, "{context}: {name} lost mail {}", delivery.number);
+                    assert_eq!(
+                        copies.len(),
+                        1,
+                        "{context}: {name} lost mail {}",
+                        delivery.number
+                    );
                 }
                 for (uid, (_, bytes)) in copies {
-                    assert_eq!(bytes, &delivery.text, "{context}: bytes of {}", delivery.number);
-                    assert!(acknowledged.is_none_or(|known| known == uid), "{context}: uid");
+                    assert_eq!(
+                        bytes, &delivery.text,
+                        "{context}: bytes of {}",
+                        delivery.number
+                    );
+                    assert!(
+                        acknowledged.is_none_or(|known| known == uid),
+                        "{context}: uid"
+                    );
                 }
             }
         }
@@ -177,7 +209,9 @@ fn crash_everywhere(model: Model, kind: Crash) {
         }
         let context = format!("{model:?}, {kind:?}, crash at change {change}");
         // Every fifth one crashes once more while it recovers.
-        let again = change.is_multiple_of(5).then_some(image.changes() + change % 17 + 1);
+        let again = change
+            .is_multiple_of(5)
+            .then_some(image.changes() + change % 17 + 1);
         let opened = reopen(&image, again, kind);
         let mut bench = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
         verify(&mut bench, &work, &mut ledger, &context);
@@ -217,26 +251,31 @@ fn random_lives() {
             let mut bench = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
             verify_only(&mut bench, &work, &mut ledger, &context);
             let base = bench.disk.changes();
-            bench.disk.configure(|config| config.crash_at = Some(base + rng.u64(1..400)));
+            bench
+                .disk
+                .configure(|config| config.crash_at = Some(base + rng.u64(1..400)));
             let from = work.len() as u64;
             let fresh: Vec<Delivery> = (from..from + rng.u64(5..60))
                 .map(|number| Delivery {
                     number,
-                    users: (0..rng.usize(1..4)).map(|_| format!("user{}", rng.u8(..9))).fold(
-                        Vec::new(),
-                        |mut users, name| {
+                    users: (0..rng.usize(1..4))
+                        .map(|_| format!("user{}", rng.u8(..9)))
+                        .fold(Vec::new(), |mut users, name| {
                             if !users.contains(&name) {
                                 users.push(name);
                             }
                             users
-                        },
-                    ),
+                        }),
                     text: message(number, [100, 900, 3_000, 9_000][rng.usize(..4)]),
                 })
                 .collect();
             run_noting(&mut bench, &fresh, &mut ledger);
             work.extend(fresh);
-            let kind = if rng.bool() { Crash::PowerCut } else { Crash::Kill };
+            let kind = if rng.bool() {
+                Crash::PowerCut
+            } else {
+                Crash::Kill
+            };
             image = bench.disk.crash(kind);
         }
     }
@@ -253,16 +292,34 @@ fn verify_only(bench: &mut Bench, work: &[Delivery], ledger: &mut Ledger, contex
     for (name, deliveries) in by_user {
         let found = bench.mailbox(name);
         for delivery in deliveries {
-            let copies = found.values().filter(|(found, _)| *found == guid(delivery.number));
+            let copies = found
+                .values()
+                .filter(|(found, _)| *found == guid(delivery.number));
             let copies: Vec<_> = copies.collect();
-            assert!(copies.len() <= 1, "{context}: {name} has mail {} twice", delivery.number);
+            assert!(
+                copies.len() <= 1,
+                "{context}: {name} has mail {} twice",
+                delivery.number
+            );
             let key = (name.clone(), delivery.number);
             if let Some(uid) = ledger.acknowledged.get(&key) {
-                assert_eq!(copies.len(), 1, "{context}: {name} lost mail {}", delivery.number);
-                assert_eq!(found[uid].0, guid(delivery.number), "{context}: uid of {key:?}");
+                assert_eq!(
+                    copies.len(),
+                    1,
+                    "{context}: {name} lost mail {}",
+                    delivery.number
+                );
+                let same = found
+                    .get(uid)
+                    .is_some_and(|(found, _)| *found == guid(delivery.number));
+                assert!(same, "{context}: uid of {key:?}");
             }
             for (_, bytes) in copies {
-                assert_eq!(bytes, &delivery.text, "{context}: bytes of {}", delivery.number);
+                assert_eq!(
+                    bytes, &delivery.text,
+                    "{context}: bytes of {}",
+                    delivery.number
+                );
             }
         }
     }

@@ -30,7 +30,11 @@ fn an_answer_comes_only_after_the_frame_is_durable() {
     let mut bench = Bench::new(ShardConfig::tiny());
     bench.append(&["bob"], 1, &message(1, 300));
     let writes = bench.disk.log_writes();
-    while !bench.events.iter().any(|event| matches!(event, Event::Appended { .. })) {
+    while !bench
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Appended { .. }))
+    {
         bench.poll();
         bench.pass_time();
     }
@@ -63,7 +67,10 @@ fn recipients_of_one_message_share_its_body() {
     let outcomes = bench.deliver(&names, 1, &text);
     assert_eq!(outcomes.len(), names.len());
     let payload = bench.shard.metrics().payload_bytes;
-    assert!(payload < 2 * 3_000 + 6 * 1_500, "{payload} bytes of records");
+    assert!(
+        payload < 2 * 3_000 + 6 * 1_500,
+        "{payload} bytes of records"
+    );
     for name in names {
         assert_eq!(bench.mailbox(name)[&1].1, text, "{name}");
     }
@@ -75,7 +82,10 @@ fn a_repeated_delivery_is_answered_like_the_first_also_after_restart() {
     let text = message(1, 200);
     bench.deliver(&["bob"], 1, &text);
     let again = bench.deliver(&["bob"], 1, &text);
-    assert!(matches!(again[0], Outcome::Duplicate { uid, .. } if uid.value() == 1), "{again:?}");
+    assert!(
+        matches!(again[0], Outcome::Duplicate { uid, .. } if uid.value() == 1),
+        "{again:?}"
+    );
     let mut bench = bench.crash(Crash::PowerCut);
     let again = bench.deliver(&["bob"], 1, &text);
     assert!(matches!(again[0], Outcome::Duplicate { .. }), "{again:?}");
@@ -101,7 +111,10 @@ fn a_duplicate_of_a_delivery_in_flight_waits_for_it() {
     bench.settle();
     let outcomes = bench.outcomes(both);
     assert_eq!(stored_uid(&outcomes[0]), 1);
-    assert!(matches!(outcomes[1], Outcome::Duplicate { .. }), "{outcomes:?}");
+    assert!(
+        matches!(outcomes[1], Outcome::Duplicate { .. }),
+        "{outcomes:?}"
+    );
 }
 
 #[test]
@@ -116,7 +129,7 @@ fn an_id_with_other_content_is_no_duplicate() {
 fn large_messages_have_a_file_of_their_own() {
     let mut bench = Bench::new(ShardConfig::tiny());
     let text = message(1, 20_000);
-    let outcomes = bench.deliver_large(&["bob", "eve"], 1, &text).expect("taken");
+    let outcomes = bench.deliver_large(&["bob", "eve"], 1, &text);
     assert_eq!(stored_uid(&outcomes[0]), 1);
     assert_eq!(stored_uid(&outcomes[1]), 1);
     assert_eq!(bench.mailbox("bob")[&1].1, text);
@@ -126,7 +139,7 @@ fn large_messages_have_a_file_of_their_own() {
     assert_eq!(bench.mailbox("eve")[&1].1, text);
     let report = bench.check();
     assert!(report.is_sound(), "{:?}", report.findings);
-    let again = bench.deliver_large(&["bob"], 1, &text).expect("taken");
+    let again = bench.deliver_large(&["bob"], 1, &text);
     assert!(matches!(again[0], Outcome::Duplicate { .. }), "{again:?}");
     let mut bench = bench.crash(Crash::PowerCut);
     assert_eq!(bench.mailbox("bob").len(), 1);
@@ -137,7 +150,7 @@ fn mixed_line_ends_late_in_a_large_message_are_kept() {
     let mut bench = Bench::new(ShardConfig::tiny());
     let mut text = message(1, 20_000);
     text.extend_from_slice(b"bare\nand crlf\r\nend");
-    let outcomes = bench.deliver_large(&["bob"], 1, &text).expect("taken");
+    let outcomes = bench.deliver_large(&["bob"], 1, &text);
     assert_eq!(stored_uid(&outcomes[0]), 1);
     assert_eq!(bench.mailbox("bob")[&1].1, text);
     bench.checkpoint();
@@ -150,7 +163,10 @@ fn the_log_is_recycled_and_bounded() {
     for number in 0..600 {
         let name = format!("user{}", number % 7);
         let outcomes = bench.deliver(&[&name], number, &message(number, 900));
-        assert!(matches!(outcomes[0], Outcome::Stored { .. }), "mail {number}: {outcomes:?}");
+        assert!(
+            matches!(outcomes[0], Outcome::Stored { .. }),
+            "mail {number}: {outcomes:?}"
+        );
     }
     assert!(bench.shard.metrics().checkpoints > 3);
     let capacity = bench.shard.metrics().log_capacity_bytes;
@@ -158,7 +174,10 @@ fn the_log_is_recycled_and_bounded() {
     for name in 0..7 {
         let mailbox = bench.mailbox(&format!("user{name}"));
         assert!(mailbox.len() >= 600 / 7);
-        assert_eq!(mailbox.keys().max().copied(), u32::try_from(mailbox.len()).ok());
+        assert_eq!(
+            mailbox.keys().max().copied(),
+            u32::try_from(mailbox.len()).ok()
+        );
     }
     let report = bench.check();
     assert!(report.is_sound(), "{:?}", report.findings);
@@ -170,7 +189,11 @@ fn a_burst_beyond_every_budget_is_stored_or_refused_never_hung() {
     let mut tickets = Vec::new();
     for number in 0..500 {
         let name = format!("user{}", number % 11);
-        tickets.push((number, name.clone(), bench.append(&[&name], number, &message(number, 700))));
+        tickets.push((
+            number,
+            name.clone(),
+            bench.append(&[&name], number, &message(number, 700)),
+        ));
     }
     bench.settle();
     let mut stored = 0;
@@ -182,7 +205,9 @@ fn a_burst_beyond_every_budget_is_stored_or_refused_never_hung() {
         }
     }
     assert!(stored > 100, "{stored} stored");
-    let found: usize = (0..11).map(|name| bench.mailbox(&format!("user{name}")).len()).sum();
+    let found: usize = (0..11)
+        .map(|name| bench.mailbox(&format!("user{name}")).len())
+        .sum();
     assert_eq!(found, stored);
 }
 
@@ -230,13 +255,16 @@ fn damage_in_a_segment_costs_that_message_only() {
         bench.deliver(&["bob"], number, &message(number, 400));
     }
     bench.checkpoint();
-    let dir = ringpost_engine::io::RelPath::user_dir(
-        user("bob").partition(),
-        user("bob").hash(),
-        0,
-    );
-    let bytes = bench.disk.read(&dir.segment(1)).expect("the segment exists");
-    let second = bytes.windows(6).position(|part| part == b"mail 2").expect("its subject");
+    let dir =
+        ringpost_engine::io::RelPath::user_dir(user("bob").partition(), user("bob").hash(), 0);
+    let bytes = bench
+        .disk
+        .read(&dir.segment(1))
+        .expect("the segment exists");
+    let second = bytes
+        .windows(6)
+        .position(|part| part == b"mail 2")
+        .expect("its subject");
     assert!(bench.disk.flip(&dir.segment(1), second as u64, 0x20));
     assert!(matches!(bench.fetch("bob", 2), Err(Refused::Damaged(_))));
     assert!(bench.fetch("bob", 1).is_ok());
@@ -248,7 +276,9 @@ fn damage_in_a_segment_costs_that_message_only() {
 fn a_full_disk_refuses_and_keeps_what_was_promised() {
     let mut bench = Bench::new(ShardConfig::tiny());
     bench.deliver(&["bob"], 1, &message(1, 500));
-    bench.disk.configure(|config| config.capacity_bytes = Some(0));
+    bench
+        .disk
+        .configure(|config| config.capacity_bytes = Some(0));
     bench.append(&["bob"], 2, &message(2, 500));
     bench.settle();
     bench.submit(Request::Checkpoint).expect("taken");
@@ -261,10 +291,16 @@ fn a_full_disk_refuses_and_keeps_what_was_promised() {
         bench.poll();
         bench.pass_time();
     }
-    assert_eq!(bench.outcomes(ticket), [Outcome::Refused(Refused::DiskFull)]);
+    assert_eq!(
+        bench.outcomes(ticket),
+        [Outcome::Refused(Refused::DiskFull)]
+    );
     bench.disk.configure(|config| config.capacity_bytes = None);
     bench.settle();
     let outcomes = bench.deliver(&["bob"], 3, &message(3, 500));
-    assert!(matches!(outcomes[0], Outcome::Stored { .. }), "{outcomes:?}");
+    assert!(
+        matches!(outcomes[0], Outcome::Stored { .. }),
+        "{outcomes:?}"
+    );
     assert!(bench.mailbox("bob").len() >= 2);
 }

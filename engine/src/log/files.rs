@@ -47,8 +47,8 @@ struct LogFile {
 pub(crate) struct Files {
     identity: LogIdentity,
     file_bytes: u64,
-    files_max: u32,
-    files: Vec<LogFile>,
+    count_max: u32,
+    all: Vec<LogFile>,
     /// In the order of their positions; the last is being filled.
     live: VecDeque<usize>,
     making: Option<u32>,
@@ -89,8 +89,8 @@ impl Files {
         Self {
             identity,
             file_bytes,
-            files_max,
-            files: Vec::new(),
+            count_max: files_max,
+            all: Vec::new(),
             live: VecDeque::new(),
             making: None,
             sequence: 0,
@@ -103,7 +103,7 @@ impl Files {
         self.sequence = self
             .sequence
             .max(header.map_or(0, |header| header.sequence));
-        self.files.push(LogFile {
+        self.all.push(LogFile {
             number,
             file,
             role: Role::Free,
@@ -114,9 +114,9 @@ impl Files {
     /// Makes the files with these numbers live, in this order (recovery's chain).
     pub(crate) fn set_live(&mut self, numbers: &[u32]) {
         for number in numbers {
-            let index = self.files.iter().position(|file| file.number == *number);
+            let index = self.all.iter().position(|file| file.number == *number);
             let index = index.expect("recovery read this file");
-            if let Some(file) = self.files.get_mut(index) {
+            if let Some(file) = self.all.get_mut(index) {
                 file.role = Role::Live;
             }
             self.live.push_back(index);
@@ -125,18 +125,18 @@ impl Files {
 
     /// Number of finished files.
     pub(crate) fn count(&self) -> u32 {
-        u32::try_from(self.files.len()).expect("files_max is a u32")
+        u32::try_from(self.all.len()).expect("files_max is a u32")
     }
 
     /// Whether a file is there for the next arming.
     pub(crate) fn has_free(&self) -> bool {
-        self.files.iter().any(|file| file.role == Role::Free)
+        self.all.iter().any(|file| file.role == Role::Free)
     }
 
     /// The lowest number no file has.
     pub(crate) fn next_number(&self) -> u32 {
-        let taken = |number: u32| self.files.iter().any(|file| file.number == number);
-        (1..)
+        let taken = |number: u32| self.all.iter().any(|file| file.number == number);
+        (1..u32::MAX)
             .find(|number| !taken(*number))
             .expect("there are fewer files than numbers")
     }
@@ -153,11 +153,11 @@ impl Files {
 
     /// Bytes of payload that the files will hold once all are made.
     pub(crate) fn capacity_bytes_max(&self) -> u64 {
-        self.payload_bytes() * u64::from(self.files_max.max(self.count()))
+        self.payload_bytes() * u64::from(self.count_max.max(self.count()))
     }
 
     fn get(&self, index: usize) -> &LogFile {
-        self.files
+        self.all
             .get(index)
             .expect("files are never taken out of the table")
     }
@@ -188,14 +188,14 @@ impl Files {
 
     /// Whether the next file is armed.
     pub(crate) fn is_armed(&self) -> bool {
-        self.files.iter().any(|file| file.role == Role::Armed)
+        self.all.iter().any(|file| file.role == Role::Armed)
     }
 
     /// Goes on in the armed file; gives its first position.
     pub(crate) fn switch(&mut self) -> Lsn {
-        let index = self.files.iter().position(|file| file.role == Role::Armed);
+        let index = self.all.iter().position(|file| file.role == Role::Armed);
         let index = index.expect("the caller asked is_armed");
-        if let Some(file) = self.files.get_mut(index) {
+        if let Some(file) = self.all.get_mut(index) {
             file.role = Role::Live;
         }
         self.live.push_back(index);
@@ -249,7 +249,7 @@ impl Files {
                 return;
             }
             let first = *first;
-            if let Some(file) = self.files.get_mut(first) {
+            if let Some(file) = self.all.get_mut(first) {
                 file.role = Role::Free;
             }
             self.live.pop_front();
@@ -274,8 +274,8 @@ impl Files {
     /// Arms the next file and makes another, where needed.
     pub(crate) fn tend<I: Io>(&mut self, ops: &mut Ops<I>, now: WallNs) {
         let coming = |file: &LogFile| matches!(file.role, Role::Arming | Role::Armed);
-        if !self.files.iter().any(coming) {
-            let free = self.files.iter().position(|file| file.role == Role::Free);
+        if !self.all.iter().any(coming) {
+            let free = self.all.iter().position(|file| file.role == Role::Free);
             if let Some(index) = free {
                 let header = self.next_header(self.active_end(), now);
                 let file = self.set_arming(index, header);
@@ -292,11 +292,11 @@ impl Files {
             }
         }
         let free = self
-            .files
+            .all
             .iter()
             .filter(|file| file.role == Role::Free)
             .count();
-        if free == 0 && self.making.is_none() && self.count() < self.files_max {
+        if free == 0 && self.making.is_none() && self.count() < self.count_max {
             let number = self.next_number();
             self.making = Some(number);
             let path = RelPath::log_file(self.identity.log_id, number);
@@ -306,7 +306,7 @@ impl Files {
     }
 
     fn set_arming(&mut self, index: usize, header: LogFileHeader) -> FileId {
-        let file = self.files.get_mut(index).expect("an index of this table");
+        let file = self.all.get_mut(index).expect("an index of this table");
         file.role = Role::Arming;
         file.header = Some(header);
         file.file
@@ -314,7 +314,7 @@ impl Files {
 
     /// An arming ended; the file can be written now.
     pub(crate) fn armed(&mut self, index: usize) {
-        let file = self.files.get_mut(index).expect("an index of this table");
+        let file = self.all.get_mut(index).expect("an index of this table");
         assert_eq!(file.role, Role::Arming, "a file is armed once");
         file.role = Role::Armed;
     }
@@ -371,7 +371,7 @@ impl Files {
         if !self.has_free() {
             self.make_now(ops)?;
         }
-        let free = self.files.iter().position(|file| file.role == Role::Free);
+        let free = self.all.iter().position(|file| file.role == Role::Free);
         let index = free.expect("one was just made");
         let header = self.next_header(start, now);
         let file = self.set_arming(index, header);

@@ -251,8 +251,7 @@ impl<G> Log<G> {
             if let Some(Closed::Skip { lsn, file, len }) = self.closed.front() {
                 let (lsn, file, len) = (*lsn, *file, *len);
                 self.closed.pop_front();
-                let buf = AlignedBuf::zeroed(block());
-                self.submit_empty(ops, positions, now, FrameKind::Skip, (lsn, file, len), buf);
+                self.submit_empty(ops, positions, now, FrameKind::Skip, (lsn, file, len));
                 metrics.flushes += 1;
                 continue;
             }
@@ -306,7 +305,7 @@ impl<G> Log<G> {
         metrics.frame_bytes += frame_len;
         metrics.payload_bytes += u64::from(payload_len);
         metrics.batch_messages.record(recipients);
-        self.submit(ops, positions, now, header, buf, groups);
+        self.submit(ops, positions, now, (header, buf), groups);
     }
 
     /// A frame without records.
@@ -317,12 +316,12 @@ impl<G> Log<G> {
         now: Now,
         kind: FrameKind,
         (lsn, file, len): (Lsn, usize, u64),
-        buf: AlignedBuf,
     ) {
+        let buf = AlignedBuf::zeroed(block());
         let mut header = self.header(positions, now.wall, file, lsn);
         header.kind = kind;
         header.frame_len = u32::try_from(len).expect("a log file is below 4 GiB");
-        self.submit(ops, positions, now, header, buf, Vec::new());
+        self.submit(ops, positions, now, (header, buf), Vec::new());
     }
 
     fn header(&self, positions: &Positions, wall: WallNs, file: usize, lsn: Lsn) -> FrameHeader {
@@ -348,8 +347,7 @@ impl<G> Log<G> {
         ops: &mut Ops<I>,
         positions: &mut Positions,
         now: Now,
-        mut header: FrameHeader,
-        mut buf: AlignedBuf,
+        (mut header, mut buf): (FrameHeader, AlignedBuf),
         groups: Vec<G>,
     ) {
         let bytes = header.seal();
@@ -470,8 +468,7 @@ impl<G> Log<G> {
         metrics.noop_frames += 1;
         metrics.flushes += 1;
         let place = (self.next, self.files.active(), BLOCK_BYTES);
-        let buf = AlignedBuf::zeroed(block());
-        self.submit_empty(ops, positions, now, FrameKind::Noop, place, buf);
+        self.submit_empty(ops, positions, now, FrameKind::Noop, place);
         self.next = end;
     }
 

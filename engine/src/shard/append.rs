@@ -4,6 +4,9 @@
 //! Two passes over the recipients of a group: decide (refuse, duplicate, store), then encode.
 //! Nothing is refused after the first byte is encoded, so there is no code to take anything back.
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
 use ringpost_netproto::placement::NAME_BYTES_MAX;
@@ -27,7 +30,7 @@ use crate::limits::{
     APPEND_AGE_MAX_NS, CACHE_SLOTS_MAX, PREFIX_BYTES_MAX, RECIPIENTS_MAX, USER_QUEUE_MAX,
 };
 use crate::mbox;
-use crate::pending::{Entry, LargeMail, SmallMail, What};
+use crate::pending::{Entry, LargeMail, PendingBody, SmallMail, What};
 use crate::position::{DurableTo, Lsn};
 use crate::prepare::{PreparedBody, Summary};
 use crate::request::{
@@ -314,7 +317,7 @@ impl<I: Io> Shard<I> {
             }
         }
         while let Some(chunk) = self.decide(now, index) {
-            let need = chunk.iter().fold(self.body_need(&body), |sum, recipient| {
+            let need = chunk.iter().fold(Self::body_need(&body), |sum, recipient| {
                 sum + self.recipient_need(index, *recipient, &body)
             });
             if self.log.room(need).is_none() {
@@ -332,7 +335,7 @@ impl<I: Io> Shard<I> {
         let mut chunk: SmallVec<[usize; 1]> = SmallVec::new();
         let mut with_first: SmallVec<[Decided; 1]> = SmallVec::new();
         let body = self.appends.get(index)?.group.body.clone();
-        let mut need = self.body_need(&body);
+        let mut need = Self::body_need(&body);
         let count = self.appends.get(index)?.users.len();
         for recipient in 0..count {
             let append = self.appends.get(index)?;
@@ -388,7 +391,7 @@ impl<I: Io> Shard<I> {
         let tail = match &user.state {
             State::Live(live) => &live.tail,
             State::Repairing(corrupt) => {
-                return Decision::Now(Outcome::Refused(Refused::Repairing(corrupt.clone())));
+                return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::clone(corrupt))));
             }
             State::Unloaded | State::Loading => unreachable!("a ready append's users are loaded"),
         };
@@ -438,7 +441,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Bytes of records that the body of a group takes.
-    fn body_need(&self, body: &Body) -> usize {
+    fn body_need(body: &Body) -> usize {
         match body {
             Body::Small(body) => body_len(body.cache.len(), body.stored.len()),
             Body::Staged(_) => 0,
@@ -537,10 +540,7 @@ impl<I: Io> Shard<I> {
         );
     }
 
-    fn encode_body(
-        &mut self,
-        body: &PreparedBody,
-    ) -> (usize, std::rc::Rc<crate::pending::PendingBody>) {
+    fn encode_body(&mut self, body: &PreparedBody) -> (usize, Rc<PendingBody>) {
         let parts = BodyParts {
             cache: &body.cache,
             stored: &body.stored,
@@ -672,7 +672,7 @@ impl<I: Io> Shard<I> {
         one: &One<'_>,
         body: &PreparedBody,
         body_at: usize,
-        pending: &std::rc::Rc<crate::pending::PendingBody>,
+        pending: &Rc<PendingBody>,
         entries: &mut SmallVec<[Entry; 1]>,
     ) -> (Uid, Modseq) {
         let summary = &body.summary;
@@ -717,7 +717,7 @@ impl<I: Io> Shard<I> {
         let mail = SmallMail {
             head: Bytes::from(bytes),
             cache: body.cache.clone(),
-            body: Some(std::rc::Rc::clone(pending)),
+            body: Some(Rc::clone(pending)),
             mailbox: one.recipient.mailbox,
             uid,
             segment,

@@ -20,7 +20,7 @@ use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
 use crate::format::{Version, info::InfoHeader, parts};
 use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
 use crate::ops::{Purpose, unreachable_done};
-use crate::pending::{Entry, What};
+use crate::pending::{Entry, PendingBody, What};
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Ticket};
 use crate::user::User;
@@ -253,10 +253,9 @@ impl<I: Io> Shard<I> {
         };
         users.sort_by_key(place);
         let sync = match self.config.checkpoint_sync {
-            CheckpointSync::Tree => WorkSync::Later,
             CheckpointSync::PerFile => WorkSync::Each,
             CheckpointSync::Auto if users.len() <= PER_FILE_USERS_MAX => WorkSync::Each,
-            CheckpointSync::Auto => WorkSync::Later,
+            CheckpointSync::Auto | CheckpointSync::Tree => WorkSync::Later,
         };
         let frozen = Frozen {
             upto,
@@ -594,9 +593,16 @@ impl<G> Steps<'_, G> {
         }
         self.info(&dir, created, &mut steps);
         if let Some(data) = self.folders() {
-            steps.push(Step::Replace {
-                path: dir.folders(),
-                data,
+            let path = dir.folders();
+            // A new user has no older copy to keep until this one is durable.
+            steps.push(if created.is_some() {
+                Step::Write {
+                    path,
+                    offset: 0,
+                    pieces: vec![Piece::Bytes(data)],
+                }
+            } else {
+                Step::Replace { path, data }
             });
         }
         steps
@@ -636,18 +642,10 @@ impl<G> Steps<'_, G> {
             }
             *end = mail.offset + len;
             pieces.push(Piece::Bytes(prefix));
-            pieces.push(match body.memory() {
-                Some(stored) => Piece::Bytes(stored),
-                None => {
-                    let (path, offset) = self.log.path_of(body.lsn);
-                    Piece::Log {
-                        path,
-                        offset,
-                        len: body.stored_len,
-                        crc: body.stored_crc,
-                    }
-                }
-            });
+            pieces.push(
+                body.memory()
+                    .map_or_else(|| self.in_log(body), Piece::Bytes),
+            );
             pieces.push(Piece::Bytes(Bytes::from_static(b"\n")));
         }
         for (segment, (offset, _, pieces)) in open {
@@ -656,6 +654,17 @@ impl<G> Steps<'_, G> {
                 offset,
                 pieces,
             });
+        }
+    }
+
+    /// A body that left memory: the flusher reads it from the log.
+    fn in_log(&self, body: &PendingBody) -> Piece {
+        let (path, offset) = self.log.path_of(body.lsn);
+        Piece::Log {
+            path,
+            offset,
+            len: body.stored_len,
+            crc: body.stored_crc,
         }
     }
 

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use ringpost_netproto::placement::UserKey;
 
 use super::Shard;
-use crate::error::{Corrupt, CorruptReason, IoError};
+use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::InfoHeader;
 use crate::index::{BadInfo, Index, InfoFile, fold};
 use crate::io::{Done, Failed, Io, Op};
 use crate::limits::INFO_BYTES_MAX;
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
-use crate::request::{Event, Notice, Now};
+use crate::request::{Event, Notice};
 use crate::user::{Existence, Live, State, Tail, Waiter};
 
 /// What a directory listing told.
@@ -39,6 +39,9 @@ pub(super) struct Loading {
     /// Who asked, for the name of a user that is not there yet.
     key: UserKey,
 }
+
+/// Name (if a file or record tells it), tail and index of a user.
+type Folded = (Option<Arc<[u8]>>, Tail, Index);
 
 impl<I: Io> Shard<I> {
     /// Begins to load a user unless that is under way.
@@ -65,11 +68,10 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn load_step(
         &mut self,
-        _now: Now,
         index: usize,
         purpose: Purpose,
         result: Result<Done, Failed>,
-    ) -> Result<(), IoError> {
+    ) {
         match (purpose, result) {
             (Purpose::UserDir(_), Ok(Done::Listing(names))) => {
                 let listing = self.read_names(index, &names);
@@ -85,7 +87,6 @@ impl<I: Io> Shard<I> {
             (_, Err(failed)) => self.load_failed(index, failed.error.corrupt()),
             (_, Ok(other)) => unreachable_done(&other),
         }
-        Ok(())
     }
 
     /// Takes the names of a user's directory in; part files that no record names are removed.
@@ -97,18 +98,18 @@ impl<I: Io> Shard<I> {
             next_segment: 1,
             ..Listing::default()
         };
-        let mut unnamed = Vec::new();
+        let mut part_files = Vec::new();
         for (name, bytes) in names {
             let hex = |text: &str| u32::from_str_radix(text, 16).ok();
             if let Some(generation) = name.strip_prefix("info.").and_then(hex) {
                 listing.generation = listing.generation.max(Some(generation));
             } else if let Some(segment) = name.strip_suffix(".part").and_then(hex) {
-                let named = user.unwritten().any(|entry| match &entry.what {
+                let has_record = user.unwritten().any(|entry| match &entry.what {
                     What::Large(mail) => mail.segment == segment,
                     _ => false,
                 });
-                if !named {
-                    unnamed.extend(dir.entry(name));
+                if !has_record {
+                    part_files.extend(dir.entry(name));
                 }
                 listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
             } else if let Some(stem) = name.strip_suffix(".mbox") {
@@ -119,7 +120,7 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
-        for path in unnamed {
+        for path in part_files {
             self.metrics.parts_removed += 1;
             self.ops.start(Op::Unlink { path }, Purpose::Tidy);
         }
@@ -202,13 +203,13 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Name (if a file or record tells it), tail and index of a user.
+    /// What the info file and the pending records of a user say together.
     fn folded(
         &self,
         index: usize,
         bytes: Option<&Bytes>,
         listing: &Listing,
-    ) -> Result<(Option<Arc<[u8]>>, Tail, Index), Corrupt> {
+    ) -> Result<Folded, Corrupt> {
         let user = self.users.get(index);
         let generation = listing.generation.unwrap_or(1);
         let path = user.dir().info(generation);

@@ -1,4 +1,4 @@
-//! One core's store (storage.md 1.3): admit, submit, poll, next_deadline; dispatch and no more.
+//! One core's store (storage.md 1.3): admit, submit, poll, `next_deadline`; dispatch and no more.
 //!
 //! A shard never blocks after it was opened, knows no clock and draws nothing at random: time and
 //! seed are arguments. It belongs to one thread. What it promises stands in the crate's docs; where
@@ -28,7 +28,7 @@ use crate::dedupe::Window;
 use crate::error::{Fatal, IoError};
 use crate::format::store_file::StoreId;
 use crate::format::superblock::Superblock;
-use crate::io::{Done, FileId, Io, Op};
+use crate::io::{Done, Failed, FileId, Io, Op};
 use crate::limits::{APPEND_AGE_MAX_NS, TICKETS_MAX};
 use crate::log::{Log, LogIdentity};
 use crate::metrics::Metrics;
@@ -208,20 +208,40 @@ impl<I: Io> Shard<I> {
     fn dispatch(&mut self, now: Now, ticket: Ticket, request: Request) -> Result<(), Refused> {
         match request {
             Request::Append(group) => self.submit_append(now, ticket, group)?,
-            Request::StageBegin { size_hint, sender, internal_date } => {
+            Request::StageBegin {
+                size_hint,
+                sender,
+                internal_date,
+            } => {
                 self.stage_begin(ticket, size_hint, &sender, internal_date)?;
             }
             Request::StageWrite { stage, data } => self.stage_write(ticket, stage, data)?,
             Request::StageExpand { stage } => self.stage_expand(ticket, stage)?,
-            Request::StageFinish { stage, summary, cache, guid } => {
+            Request::StageFinish {
+                stage,
+                summary,
+                cache,
+                guid,
+            } => {
                 self.stage_finish(ticket, stage, *summary, cache, guid)?;
             }
             Request::StageDrop { stage } => self.stage_drop(stage),
             Request::Mailboxes { user } => self.submit_mailboxes(ticket, &user)?,
-            Request::List { user, mailbox, after, entries_max } => {
+            Request::List {
+                user,
+                mailbox,
+                after,
+                entries_max,
+            } => {
                 self.submit_list(ticket, &user, mailbox, after, entries_max)?;
             }
-            Request::Fetch { user, mailbox, uid, stored_offset, bytes_max } => {
+            Request::Fetch {
+                user,
+                mailbox,
+                uid,
+                stored_offset,
+                bytes_max,
+            } => {
                 self.submit_fetch(ticket, &user, mailbox, uid, (stored_offset, bytes_max))?;
             }
             Request::Checkpoint => self.checkpoint.ask(ticket),
@@ -318,7 +338,7 @@ impl<I: Io> Shard<I> {
                 self.checkpoint_step(now, purpose, result)?;
             }
             Purpose::UserDir(user) | Purpose::UserInfo(user) => {
-                self.load_step(now, user, purpose, result)?;
+                self.load_step(user, purpose, result);
             }
             Purpose::Stage(stage) => self.stage_step(stage, result)?,
             Purpose::Large(index) => self.large_step(index, result)?,
@@ -386,7 +406,11 @@ impl<I: Io> Shard<I> {
             || self.space.free_inodes < self.space.inodes_floor
     }
 
-    fn space_looked(&mut self, now: Now, result: Result<Done, crate::io::Failed>) {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the end of an op is handed on whole"
+    )]
+    fn space_looked(&mut self, now: Now, result: Result<Done, Failed>) {
         self.space.looking = Looking::No;
         self.space.looked_at = now.monotonic;
         let Ok(Done::Space {

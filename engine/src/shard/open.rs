@@ -44,6 +44,10 @@ use ringpost_netproto::placement::core_of;
 impl<I: Io> Shard<I> {
     /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
     /// entropy for the salts of log files.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one step behind the other, and every field once"
+    )]
     pub fn open(
         io: I,
         identity: ShardIdentity,
@@ -180,7 +184,9 @@ fn clear_stage<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<(), 
         other => unreachable_done(&other),
     };
     for (name, _) in names {
-        let owner = name.split_once('-').and_then(|(id, _)| u32::from_str_radix(id, 16).ok());
+        let owner = name
+            .split_once('-')
+            .and_then(|(id, _)| u32::from_str_radix(id, 16).ok());
         let owner = owner.filter(|owner| *owner < identity.logs).unwrap_or(0);
         if let Some(path) = dir.entry(&name).filter(|_| owner == identity.log_id) {
             ops.run_plain(Op::Unlink { path })?;
@@ -313,7 +319,9 @@ fn has_log_files<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<bo
     match ops.run_plain(Op::ListDir {
         path: RelPath::log_dir(identity.log_id),
     })? {
-        Done::Listing(names) => Ok(names.iter().any(|(name, _)| name.ends_with(".log"))),
+        Done::Listing(names) => Ok(names
+            .iter()
+            .any(|(name, _)| name.strip_suffix(".log").is_some())),
         other => unreachable_done(&other),
     }
 }
@@ -426,7 +434,7 @@ impl Redo {
             if let Payload::Body(body) = &record.payload {
                 let at = FRAME_HEADER_BYTES + body.stored_at;
                 let lsn = frame.lsn.after(u64::try_from(at).expect("inside a frame"));
-                let len = u32::try_from(body.stored.len()).map_err(|_| CorruptReason::Length)?;
+                let len = u32::try_from(body.stored.len()).expect("inside a frame");
                 let fits = self.bodies.bytes() + u64::from(len) <= self.memory_max;
                 let end = body.stored_at + body.stored.len();
                 let memory = fits.then(|| payload.slice(body.stored_at..end));
@@ -442,6 +450,7 @@ impl Redo {
     }
 
     /// Applies a record that has a user.
+    #[expect(clippy::too_many_lines, reason = "one arm a type of record")]
     fn apply_user(
         &mut self,
         identity: &ShardIdentity,

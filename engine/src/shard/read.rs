@@ -25,7 +25,7 @@ use crate::pending::What;
 use crate::request::{
     Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice, Refused, Ticket,
 };
-use crate::user::{Existence, State, Waiter};
+use crate::user::{Existence, MailboxTail, State, Waiter};
 
 /// A read that is not answered yet.
 pub(super) struct Read {
@@ -239,7 +239,7 @@ impl<I: Io> Shard<I> {
     fn statuses(&self, user: usize) -> Vec<MailboxStatus> {
         let live = self.users.get(user).live();
         let mailboxes = live.into_iter().flat_map(|live| &live.tail.mailboxes);
-        let mut statuses: Vec<_> = mailboxes.map(|mailbox| mailbox.status()).collect();
+        let mut statuses: Vec<_> = mailboxes.map(MailboxTail::status).collect();
         statuses.sort_by_key(|status| status.mailbox);
         statuses
     }
@@ -394,6 +394,11 @@ impl<I: Io> Shard<I> {
         self.ops.start(op, Purpose::Fetch(read));
     }
 
+    /// An op of a fetch ended: the next step, or the answer.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm a step, in the order of a fetch's life"
+    )]
     pub(super) fn fetch_step(&mut self, read: usize, result: Result<Done, Failed>) {
         let Some(Read {
             what: Wanted::Fetch(fetch),
@@ -416,7 +421,7 @@ impl<I: Io> Shard<I> {
                         let piece = piece_of(&Bytes::copy_from_slice(stored), &fetch);
                         self.fetched(read, Ok(answer(&msg, piece)));
                     }
-                    _ => self.again(read, user, fetch, &msg),
+                    _ => self.again(read, user, &fetch, &msg),
                 }
             }
             (Step::Open { msg, path, .. }, Ok(Done::Opened { file, .. })) => {
@@ -495,7 +500,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// The bytes in the log were replaced while they were read: by now they are in a segment.
-    fn again(&mut self, read: usize, user: usize, fetch: Fetch, msg: &Msg) {
+    fn again(&mut self, read: usize, user: usize, fetch: &Fetch, msg: &Msg) {
         if fetch.tries > 0 {
             let file = self.users.get(user).dir().segment(msg.segment).to_string();
             let reason = CorruptReason::Checksum;
@@ -512,7 +517,7 @@ impl<I: Io> Shard<I> {
         let fetch = Fetch {
             tries: 1,
             step: Step::Find,
-            ..fetch
+            ..fetch.clone()
         };
         if let Some(open) = self.reads.get_mut(read) {
             open.what = Wanted::Fetch(fetch.clone());

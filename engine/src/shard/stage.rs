@@ -231,6 +231,10 @@ impl<I: Io> Shard<I> {
     }
 
     /// An op of a stage file ended. No space refuses the message; any other error is fatal.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm a step, in the order of a message's life"
+    )]
     pub(super) fn stage_step(
         &mut self,
         id: StageId,
@@ -244,7 +248,7 @@ impl<I: Io> Shard<I> {
             Ok(done) => done,
             Err(failed) if failed.error.is_no_space() => {
                 self.space.refused = true;
-                self.refuse_stage(id, step, &Refused::DiskFull);
+                self.refuse_stage(id, &step, &Refused::DiskFull);
                 return Ok(());
             }
             Err(failed) => {
@@ -339,23 +343,23 @@ impl<I: Io> Shard<I> {
         });
     }
 
-    fn refuse_stage(&mut self, id: StageId, step: Step, why: &Refused) {
+    fn refuse_stage(&mut self, id: StageId, step: &Step, why: &Refused) {
         let why = why.clone();
         let event = match step {
             Step::Opening(ticket) => Some(Event::StageBegun {
-                ticket,
+                ticket: *ticket,
                 result: Err(why),
             }),
             Step::Writing(ticket, _) => Some(Event::StageWritten {
-                ticket,
+                ticket: *ticket,
                 result: Err(why),
             }),
             Step::Copying(ticket, _) | Step::Reopening(ticket, _) => Some(Event::StageExpanded {
-                ticket,
+                ticket: *ticket,
                 result: Err(why),
             }),
             Step::Finishing(ticket, _, _) => Some(Event::Staged {
-                ticket,
+                ticket: *ticket,
                 result: Err(why),
             }),
             Step::Idle | Step::Done => None,
@@ -377,7 +381,7 @@ impl<I: Io> Shard<I> {
                 continue;
             };
             let step = std::mem::replace(&mut stage.step, Step::Done);
-            self.refuse_stage(id, step, &Refused::Stopped);
+            self.refuse_stage(id, &step, &Refused::Stopped);
         }
     }
 }

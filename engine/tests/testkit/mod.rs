@@ -5,7 +5,7 @@
     reason = "each test binary uses its own part of the kit; an expect would fail in the others"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,10 +13,10 @@ use ringpost_engine::check::{Report, check};
 use ringpost_engine::config::ShardConfig;
 use ringpost_engine::error::OpenError;
 use ringpost_engine::format::store_file::{StoreFile, StoreId};
-use ringpost_engine::io::sim::{Crash, SimConfig, SimDisk, SimIo};
 use ringpost_engine::io::RelPath;
+use ringpost_engine::io::sim::{Crash, SimConfig, SimDisk, SimIo};
 use ringpost_engine::mbox::{View, restore};
-use ringpost_engine::prepare::{PrepareOptions, Preparer, PreparedBody, Push};
+use ringpost_engine::prepare::{PrepareOptions, PreparedBody, Preparer, Push};
 use ringpost_engine::request::{
     AppendGroup, Body, Dedupe, Event, Fetched, ListPage, MonotonicNs, Now, Origin, Outcome,
     Recipient, Refused, Request, Ticket,
@@ -55,7 +55,10 @@ fn preparer() -> Preparer {
 
 pub(crate) fn prepare(message: &[u8]) -> Arc<PreparedBody> {
     let mut preparer = preparer();
-    assert_eq!(preparer.push(message).expect("within the limit"), Push::Buffered);
+    assert_eq!(
+        preparer.push(message).expect("within the limit"),
+        Push::Buffered
+    );
     Arc::new(preparer.finish().body)
 }
 
@@ -110,7 +113,10 @@ pub(crate) fn empty_disk(config: SimConfig) -> SimDisk {
 
 pub(crate) fn now_of(disk: &SimDisk) -> Now {
     let ns = disk.now_ns();
-    Now { monotonic: MonotonicNs::new(ns), wall: WallNs::new(WALL + ns) }
+    Now {
+        monotonic: MonotonicNs::new(ns),
+        wall: WallNs::new(WALL + ns),
+    }
 }
 
 pub(crate) struct Bench {
@@ -118,7 +124,7 @@ pub(crate) struct Bench {
     pub(crate) shard: Shard<SimIo>,
     pub(crate) config: ShardConfig,
     pub(crate) events: Vec<Event>,
-    open: BTreeMap<Ticket, ()>,
+    open: BTreeSet<Ticket>,
 }
 
 impl Bench {
@@ -129,7 +135,13 @@ impl Bench {
     pub(crate) fn on(disk: SimDisk, config: ShardConfig) -> Result<Self, OpenError> {
         let now = now_of(&disk);
         let shard = Shard::open(disk.io(), identity(0, 1), config.clone(), [5; 16], now)?;
-        Ok(Self { disk, shard, config, events: Vec::new(), open: BTreeMap::new() })
+        Ok(Self {
+            disk,
+            shard,
+            config,
+            events: Vec::new(),
+            open: BTreeSet::new(),
+        })
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -139,7 +151,7 @@ impl Bench {
     pub(crate) fn submit(&mut self, request: Request) -> Result<Ticket, Refused> {
         let now = self.now();
         let ticket = self.shard.submit(now, request)?;
-        self.open.insert(ticket, ());
+        self.open.insert(ticket);
         Ok(ticket)
     }
 
@@ -162,7 +174,8 @@ impl Bench {
     /// Submits a small message with the given number as its delivery id.
     pub(crate) fn append(&mut self, users: &[&str], number: u64, message: &[u8]) -> Ticket {
         let body = Body::Small(prepare(message));
-        self.submit(Request::Append(Self::group(users, number, body))).expect("taken")
+        self.submit(Request::Append(Self::group(users, number, body)))
+            .expect("taken")
     }
 
     /// Polls until every submitted request is answered.
@@ -174,16 +187,16 @@ impl Bench {
             }
             self.pass_time();
         }
-        panic!("requests without an answer: {:?}", self.open.keys().collect::<Vec<_>>());
+        panic!("requests without an answer: {:?}", self.open);
     }
 
     pub(crate) fn poll(&mut self) {
         let from = self.events.len();
         let now = self.now();
         self.shard.poll(now, &mut self.events);
-        for event in &self.events[from..] {
+        for event in self.events.iter().skip(from) {
             if let Some(ticket) = ticket_of(event) {
-                assert!(self.open.remove(&ticket).is_some(), "answered twice: {event:?}");
+                assert!(self.open.remove(&ticket), "answered twice: {event:?}");
             }
         }
     }
@@ -193,14 +206,21 @@ impl Bench {
         let due = self.disk.next_due_ns();
         let deadline = self.shard.next_deadline().map(MonotonicNs::value);
         let now = self.disk.now_ns();
-        let to = [due, deadline].into_iter().flatten().min().unwrap_or(now + 1_000_000);
+        let to = [due, deadline]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + 1_000_000);
         self.disk.advance(to.saturating_sub(now).max(1));
     }
 
     /// The outcomes of an append that was answered.
     pub(crate) fn outcomes(&self, ticket: Ticket) -> Vec<Outcome> {
         let found = self.events.iter().find_map(|event| match event {
-            Event::Appended { ticket: other, outcomes } if *other == ticket => Some(outcomes),
+            Event::Appended {
+                ticket: other,
+                outcomes,
+            } if *other == ticket => Some(outcomes),
             _ => None,
         });
         found.expect("it was answered").clone()
@@ -232,7 +252,10 @@ impl Bench {
         let ticket = self.submit(request)?;
         self.settle();
         let found = self.events.iter().find_map(|event| match event {
-            Event::Listed { ticket: other, result } if *other == ticket => Some(result),
+            Event::Listed {
+                ticket: other,
+                result,
+            } if *other == ticket => Some(result),
             _ => None,
         });
         found.expect("it was answered").clone()
@@ -259,7 +282,10 @@ impl Bench {
         let ticket = self.submit(request)?;
         self.settle();
         let found = self.events.iter().find_map(|event| match event {
-            Event::Fetched { ticket: other, result } if *other == ticket => Some(result),
+            Event::Fetched {
+                ticket: other,
+                result,
+            } if *other == ticket => Some(result),
             _ => None,
         });
         found.expect("it was answered").clone()
@@ -274,8 +300,10 @@ impl Bench {
         let mut found = BTreeMap::new();
         for entry in page.entries {
             let uid = entry.uid.value();
-            let fetched = self.fetch(name, uid).expect("a listed message can be fetched");
-            let stored = self.whole(name, uid, fetched.clone());
+            let fetched = self
+                .fetch(name, uid)
+                .expect("a listed message can be fetched");
+            let stored = self.whole(name, uid, &fetched);
             let bytes = restore(&stored, fetched.format_flags, View::AsReceived);
             let len = u64::try_from(bytes.len()).expect("short");
             assert_eq!(len, entry.received_size, "received size of uid {uid}");
@@ -284,7 +312,7 @@ impl Bench {
         found
     }
 
-    fn whole(&mut self, name: &str, uid: u32, first: Fetched) -> Bytes {
+    fn whole(&mut self, name: &str, uid: u32, first: &Fetched) -> Bytes {
         let mut stored = first.stored.to_vec();
         while (stored.len() as u64) < first.stored_len {
             let next = self.fetch_piece(name, uid, stored.len() as u64, u32::MAX);
@@ -334,8 +362,9 @@ impl Bench {
         users: &[&str],
         number: u64,
         message: &[u8],
-    ) -> Result<Vec<Outcome>, Refused> {
-        Ok(self.try_deliver_large(users, number, message).expect("the disk does not crash"))
+    ) -> Vec<Outcome> {
+        self.try_deliver_large(users, number, message)
+            .expect("the disk does not crash")
     }
 
     /// As [`Self::deliver_large`]; `None` if it was refused or the disk crashed on the way.
@@ -347,25 +376,40 @@ impl Bench {
     ) -> Option<Vec<Outcome>> {
         let internal_date = WallNs::new(WALL + number * 1_000_000_000);
         let sender = Bytes::from_static(b"sender@example.test");
-        let begin = Request::StageBegin { size_hint: None, sender, internal_date };
-        let Event::StageBegun { result, .. } = self.ask(begin)? else { return None };
+        let begin = Request::StageBegin {
+            size_hint: None,
+            sender,
+            internal_date,
+        };
+        let Event::StageBegun { result, .. } = self.ask(begin)? else {
+            return None;
+        };
         let stage = result.ok()?;
         let mut preparer = preparer();
         for chunk in message.chunks(3_001) {
             if preparer.push(chunk).expect("within the limit") == Push::ExpandSpilled {
                 let expanded = self.ask(Request::StageExpand { stage })?;
-                let Event::StageExpanded { result, .. } = expanded else { return None };
+                let Event::StageExpanded { result, .. } = expanded else {
+                    return None;
+                };
                 let (crc, len) = result.ok()?;
                 preparer.expanded(crc, len);
             }
             let data = preparer.take_stored();
             let written = self.ask(Request::StageWrite { stage, data })?;
-            let Event::StageWritten { result: Ok(()), .. } = written else { return None };
+            let Event::StageWritten { result: Ok(()), .. } = written else {
+                return None;
+            };
         }
         let body = preparer.finish().body;
         if !body.stored.is_empty() {
-            let written = self.ask(Request::StageWrite { stage, data: body.stored.clone() })?;
-            let Event::StageWritten { result: Ok(()), .. } = written else { return None };
+            let written = self.ask(Request::StageWrite {
+                stage,
+                data: body.stored.clone(),
+            })?;
+            let Event::StageWritten { result: Ok(()), .. } = written else {
+                return None;
+            };
         }
         let finish = Request::StageFinish {
             stage,
@@ -373,7 +417,9 @@ impl Bench {
             cache: body.cache.clone(),
             guid: guid(number),
         };
-        let Event::Staged { result, .. } = self.ask(finish)? else { return None };
+        let Event::Staged { result, .. } = self.ask(finish)? else {
+            return None;
+        };
         let group = Self::group(users, number, Body::Staged(result.ok()?));
         let Event::Appended { outcomes, .. } = self.ask(Request::Append(group))? else {
             return None;
@@ -389,7 +435,10 @@ impl Bench {
     fn ask(&mut self, request: Request) -> Option<Event> {
         let ticket = self.submit(request).ok()?;
         self.settle();
-        let place = self.events.iter().position(|event| ticket_of(event) == Some(ticket))?;
+        let place = self
+            .events
+            .iter()
+            .position(|event| ticket_of(event) == Some(ticket))?;
         Some(self.events.swap_remove(place))
     }
 }

@@ -28,7 +28,7 @@ conformance!(SimDisk);
 /// A disk with a durable log file of zeros, opened.
 fn log_disk(config: SimConfig) -> (SimDisk, Driver<SimIo>, FileId) {
     let disk = SimDisk::new(config);
-    disk.put(&RelPath::log_file(0, 1), &[0; 65536]);
+    disk.put(&RelPath::log_file(0, 1), &vec![0; 65536]);
     let mut driver = Driver::new(disk.io());
     let (file, _) = driver.open(&RelPath::log_file(0, 1), OpenMode::Log);
     (disk, driver, file)
