@@ -1,6 +1,7 @@
 //! One cell of a run: a daemon of its own, the load, its metrics before and after, the comparison
 //! with what is stored, and the daemon's orderly end.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -139,7 +140,7 @@ pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result
                 settings: settings.clone(),
                 start_max: START_MAX,
             };
-            let daemon = Daemon::start(&setup)?;
+            let daemon = Daemon::start(&setup).inspect_err(|_| scratch.keep())?;
             let doors = daemon.doors().clone();
             let sides = Sides {
                 door: match reach.via {
@@ -151,9 +152,19 @@ pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result
                 pid: Some(daemon.pid()),
             };
             let mut findings = measure(plan, reach, &sides)
+                .inspect_err(|_| scratch.keep())
                 .with_context(|| format!("the daemon's log is {}", setup.log.display()))?;
             findings.start = Some(daemon.started_in());
             stop(daemon, &mut findings);
+            let good = findings
+                .verification
+                .as_ref()
+                .is_none_or(Verification::is_good);
+            if !good || !findings.faults.is_empty() {
+                scratch.keep();
+                let kept = format!("log and data are kept in {}", scratch.path.display());
+                findings.faults.push(kept);
+            }
             Ok(findings)
         }
         Target::Named { door, node, admin } => {
@@ -339,27 +350,34 @@ fn stop(daemon: Daemon, findings: &mut Findings) {
     }
 }
 
-/// A folder that is removed with its guard, if it is not kept.
+/// A folder that is removed at the end, unless it is kept: by wish, or since something went wrong.
 struct Folder {
     path: PathBuf,
-    _guard: Option<TempDir>,
+    guard: Cell<Option<TempDir>>,
+}
+
+impl Folder {
+    fn keep(&self) {
+        if let Some(guard) = self.guard.take() {
+            // The path is known already.
+            drop(guard.keep());
+        }
+    }
 }
 
 fn folder(parent: &Path, keep: Keep) -> anyhow::Result<Folder> {
-    let folder = tempfile::Builder::new()
+    let made = tempfile::Builder::new()
         .prefix("ringpost-perf.")
         .tempdir_in(parent)
         .with_context(|| format!("cannot write to {}", parent.display()))?;
-    Ok(match keep {
-        Keep::Yes => Folder {
-            path: folder.keep(),
-            _guard: None,
-        },
-        Keep::No => Folder {
-            path: folder.path().to_owned(),
-            _guard: Some(folder),
-        },
-    })
+    let folder = Folder {
+        path: made.path().to_owned(),
+        guard: Cell::new(Some(made)),
+    };
+    if keep == Keep::Yes {
+        folder.keep();
+    }
+    Ok(folder)
 }
 
 /// Sockets lie in the system's folder for temporary files: their paths must be short.

@@ -344,7 +344,7 @@ impl<'a> Worker<'a> {
         };
         self.tally
             .count_recipient(self.plan, to, &answer.outcome, elapsed);
-        place.failed += usize::from(answer.outcome != Outcome::Stored);
+        place.failed += usize::from(!self.plan.is_success(&answer.outcome));
         place.waiting -= 1;
         if place.waiting == 0 {
             if place.failed == 0 {

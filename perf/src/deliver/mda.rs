@@ -125,7 +125,7 @@ fn send(
             let to = Watched { user, slot, serial };
             shared.tally.count_recipient(plan, to, &outcome, elapsed);
         }
-        if outcome == Outcome::Stored {
+        if plan.is_success(&outcome) {
             shared.tally.count_message(plan, task.due, elapsed);
         }
     }

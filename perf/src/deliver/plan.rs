@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::session::Outcome;
 use crate::schedule::Pace;
 use crate::workload::{Letter, LineEnd, Users};
 
@@ -62,6 +63,15 @@ impl Plan {
     /// Whether a user's mailbox is compared at the end. User 0 always is.
     pub(crate) fn is_watched(&self, user: usize) -> bool {
         user.is_multiple_of(self.users.count().div_ceil(WATCHED_USERS_COUNT))
+    }
+
+    /// Whether an outcome is what was to be expected: a duplicate is, of a repeated letter.
+    pub(crate) fn is_success(&self, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Stored => true,
+            Outcome::Duplicate => self.serials == Serials::Repeated,
+            Outcome::Refused(_) => false,
+        }
     }
 
     /// One letter for each of a thread's places.

@@ -165,13 +165,12 @@ impl CellReport {
             shim_cpu_us_per_message: of_message(findings.generator_cpu.children)
                 .filter(|us| *us > 0.0),
         };
-        let duplicates_fit = tally.duplicates == 0 || plan.serials == Serials::Repeated;
         let stored = findings
             .verification
             .as_ref()
             .is_none_or(Verification::is_good);
         let good = tally.errors_count() == 0
-            && duplicates_fit
+            && (tally.duplicates == 0 || plan.serials == Serials::Repeated)
             && tally.sent > 0
             && stored
             && findings.faults.is_empty();
@@ -242,7 +241,7 @@ impl CellReport {
                 .map_or_else(|| "-".to_owned(), |part| format!("{:.0} %", part * 100.0)),
             table::maybe(self.limits.echo_messages_per_s),
             verified,
-            table::count(self.figures.errors_count + self.figures.duplicates),
+            table::count(self.figures.errors_count),
         ]
     }
 
