@@ -522,7 +522,8 @@ async fn turns(core: &Rc<Core>, event: &AsyncFd<crate::shard_host::RingEvent>) {
         let wait = deadline.map_or(TICK, |at| Duration::from_nanos(at.since(now)).min(TICK));
         tokio::select! {
             biased;
-            () = core.busy.notified() => {}
+            // Whoever is ready now, and what the sockets have by now, joins the batch.
+            () = core.busy.notified() => tokio::task::yield_now().await,
             ready = event.readable() => {
                 let mut ready = ready.expect("the runtime lives");
                 event.get_ref().clear();

@@ -15,6 +15,11 @@ use ringpost_daemon::exit::Code;
 use ringpost_daemon::logs;
 use ringpost_daemon::node::{self, Doors, Start};
 
+/// Cores allocate and free messages of many sizes on every turn; glibc gives pages back and takes
+/// them again (mprotect, page faults) where this one keeps them (docs/decisions).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A durable mail store: takes mail over LMTP and the node protocol, keeps it in mbox files.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "ringpostd", version)]
