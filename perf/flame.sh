@@ -57,6 +57,7 @@ else
     cp "$work/perf.data" "${out%.svg}.perf.data"
     echo "inferno is missing (cargo install inferno --locked); then:" >&2
     echo "  perf script -i ${out%.svg}.perf.data | inferno-collapse-perf | inferno-flamegraph > $out" >&2
-    perf report -i "$work/perf.data" --stdio --no-children -g none 2> /dev/null | head -60
+    perf report -i "$work/perf.data" --stdio --no-children -g none 2> /dev/null |
+        grep -v '^#' | cut -c1-120 | head -60
 fi
 exit $status

@@ -2,7 +2,7 @@
 //!
 //! The daemon says when it serves through `NOTIFY_SOCKET` (`sd_notify(3)`), so no start is guessed by
 //! sleeping; its end shows as the end of a pipe that it holds as standard input. A dropped [`Daemon`]
-//! is killed and reaped. `deliver` measures it, `crash` kills it at chosen moments.
+//! is killed and reaped, and so is one whose perf is told to end ([`signals`]). `deliver` measures it, `crash` kills it at chosen moments.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -16,6 +16,8 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::signals;
 
 /// A Unix socket's path has at most this many bytes (unix(7): `sun_path`, less its final NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -108,6 +110,7 @@ impl Daemon {
             doors,
             started_in: Duration::ZERO,
         };
+        signals::register(daemon.pid());
         daemon
             .wait_ready(&notify, begun + setup.start_max)
             .map_err(|error| {
@@ -195,6 +198,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        signals::forget(self.pid());
         // Both fail only if the process was reaped already.
         drop(self.child.kill());
         drop(self.child.wait());

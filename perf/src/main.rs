@@ -18,6 +18,7 @@ mod process;
 mod programs;
 mod schedule;
 mod scrape;
+mod signals;
 mod table;
 mod workload;
 
@@ -49,11 +50,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match &Cli::parse().command {
+    let cli = Cli::parse();
+    let done = signals::watch().and_then(|()| match &cli.command {
         Command::Deliver(args) => deliver::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Crash(options) => crash::run(options),
-    };
+    });
     done.unwrap_or_else(|error| {
         // Standard error may be closed; the exit code says it as well.
         drop(writeln!(std::io::stderr(), "ringpost-perf: {error:#}"));
