@@ -36,28 +36,42 @@ pub struct StoreLine {
     pub format_flags: u8,
 }
 
+/// A store line with zeros for all values.
+const TEMPLATE: [u8; STORE_LINE_BYTES] =
+    *b"X-Ringpost: 1 m=00000000 v=00000000 u=00000000 g=00000000000000000000000000000000 \
+       d=0000000000000000 l=00000000 c=00000000 e=00\n";
+
 /// What every store line begins with; `1` is its version.
 const LINE_START: &[u8] = b"X-Ringpost: 1";
 
 impl StoreLine {
-    /// The 128 bytes.
+    /// The 128 bytes. Digits are put into a template: one line a recipient is written on the path of
+    /// every message, and formatting it took a microsecond.
     pub fn encode(&self) -> [u8; STORE_LINE_BYTES] {
-        let text = format!(
-            "X-Ringpost: 1 m={} v={:08x} u={:08x} g={} d={:016x} l={:08x} c={:08x} e={:02x}\n",
-            self.mailbox,
-            self.uidvalidity,
-            self.uid,
-            self.guid,
-            self.internal_date.value(),
-            self.stored_len,
-            self.stored_crc,
-            self.format_flags
+        let mut line = TEMPLATE;
+        let mut fields = line.split_mut(|byte| *byte == b'=').skip(1);
+        let mut put = |value: u128, digits: usize| {
+            let field = fields.next().and_then(|field| field.get_mut(..digits));
+            let field = field.expect("the template has a place for every field");
+            for (place, digit) in field.iter_mut().zip(0..) {
+                let shift = 4 * (digits - 1 - digit);
+                let nibble = usize::try_from(value >> shift & 0xF).expect("below 16");
+                *place = *b"0123456789abcdef".get(nibble).expect("below 16");
+            }
+        };
+        put(self.mailbox.value().into(), 8);
+        put(self.uidvalidity.into(), 8);
+        put(self.uid.into(), 8);
+        let guid = self.guid.bytes().into_iter();
+        put(
+            guid.fold(0, |value, byte| value << 8 | u128::from(byte)),
+            32,
         );
-        *text
-            .as_bytes()
-            .first_chunk()
-            .filter(|_| text.len() == STORE_LINE_BYTES)
-            .expect("every field has a fixed number of digits")
+        put(self.internal_date.value().into(), 16);
+        put(self.stored_len.into(), 8);
+        put(self.stored_crc.into(), 8);
+        put(self.format_flags.into(), 2);
+        line
     }
 
     /// Reads the line at the start of `bytes`; only the form that `encode` writes.
