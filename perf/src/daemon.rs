@@ -1,8 +1,9 @@
 //! A `ringpostd` of one's own: started on a given folder, waited for, stopped or killed by its id.
 //!
-//! The daemon says when it serves through `NOTIFY_SOCKET` (`sd_notify(3)`), so no start is guessed by
-//! sleeping; its end shows as the end of a pipe that it holds as standard input. A dropped [`Daemon`]
-//! is killed and reaped, and so is one whose perf is told to end ([`signals`]). `deliver` measures it, `crash` kills it at chosen moments.
+//! The daemon says when it serves through `NOTIFY_SOCKET` (`sd_notify(3)`), so no start is guessed
+//! by sleeping; its end shows as the end of a pipe that it holds as standard input. A dropped
+//! [`Daemon`] is killed and reaped, and so is one whose perf is told to end ([`signals`]).
+//! `deliver` measures it, `crash` kills it at chosen moments.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom};

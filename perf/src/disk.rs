@@ -1,8 +1,8 @@
 //! What the disk itself can do: durable writes by size and depth, through the engine's own ring.
 //!
 //! Every figure of `deliver` stands beside the limit of the same run. The writes are those of the
-//! commit log (`O_DIRECT` and `RWF_DSYNC` onto blocks written before, DESIGN.md decision 2), without
-//! anything above them.
+//! commit log (`O_DIRECT` and `RWF_DSYNC` onto blocks written before, DESIGN.md decision 2),
+//! without anything above them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -326,7 +326,7 @@ mod tests {
     fn limit_is_a_perfect_batch() {
         let limits = limits();
         assert!(close(limits.messages_per_s(4096, 1), 1e6 / 104.0));
-        // Rates are of all writes in flight together, so here two halves gain nothing over one batch.
+        // Rates are of all writes in flight together: here two halves gain nothing over one batch.
         assert!(close(limits.messages_per_s(4096, 64), 64.0 * 1e6 / 356.0));
         assert!(close(
             limits.messages_per_s(256 << 10, 64),

@@ -1,8 +1,8 @@
 //! Finds the programs under test, and sees to it that they are the ones of these sources.
 //!
 //! `cargo run -p ringpost-perf` builds the daemon's library but not its programs, so an old
-//! `ringpostd` could lie beside a fresh perf. A figure taken with it would be a lie: missing or stale
-//! programs are built first, unless the caller forbids it.
+//! `ringpostd` could lie beside a fresh perf. A figure taken with it would be a lie: missing or
+//! stale programs are built first, unless the caller forbids it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,8 +1,8 @@
 //! When messages are due: in open loop at times fixed before the run, whatever the daemon does.
 //!
-//! A closed loop sends the next message when an answer comes, so a stall of the daemon stops the load
-//! and hides itself (coordinated omission). In open loop a message that could not be sent in time
-//! keeps its due time, and its latency counts from there. Gaps are drawn from an exponential
+//! A closed loop sends the next message when an answer comes, so a stall of the daemon stops the
+//! load and hides itself (coordinated omission). In open loop a message that could not be sent in
+//! time keeps its due time, and its latency counts from there. Gaps are drawn from an exponential
 //! distribution (independent senders), by seed.
 
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Who gets mail and what it looks like: made before the clock runs, by seed.
 //!
-//! A message has the header that an MTA hands over and a body of words. Serial numbers stand in its
-//! Received and Message-ID fields: a [`Letter`] gets new ones in place before each sending, so no
-//! two sendings are alike and the duplicate filter (mail.md 5) never meets a known one, unless
+//! A message has the header that an MTA hands over and a body of words. Serial numbers stand in
+//! its Received and Message-ID fields: a [`Letter`] gets new ones in place before each sending, so
+//! no two sendings are alike and the duplicate filter (mail.md 5) never meets a known one, unless
 //! repeating is what is asked for.
 
 use anyhow::ensure;
@@ -174,7 +174,7 @@ impl Users {
     pub(crate) fn draw(&self, count: usize, random: &mut fastrand::Rng, drawn: &mut Vec<usize>) {
         drawn.clear();
         let count = count.min(self.0.len());
-        // A block behind a random start: recipients need only differ, placement hashes names anyway.
+        // A block behind a random start: recipients need only differ, placement hashes names.
         let first = random.usize(..self.0.len());
         drawn.extend((0..count).map(|step| (first + step) % self.0.len()));
     }

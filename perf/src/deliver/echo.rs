@@ -1,5 +1,5 @@
-//! The limit of the sockets: messages of the same size against a reply of 64 bytes, through the same
-//! loop, over the same number of connections, with nothing behind it.
+//! The limit of the sockets: messages of the same size against a reply of 64 bytes, through the
+//! same loop, over the same number of connections, with nothing behind it.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
 //! `deliver`: messages into a daemon, measured, and checked against what it stored.
 //!
-//! One call measures every size with every number in flight, each in a cell of its own with a daemon
-//! of its own on an empty folder, beside the limits of disk and sockets in the same call.
+//! One call measures every size with every number in flight, each in a cell of its own with a
+//! daemon of its own on an empty folder, beside the limits of disk and sockets in the same call.
 
 mod args;
 mod cell;

@@ -76,8 +76,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// With `--json` a line goes out when its cell has ended: a long matrix that is broken off has given
-/// what it had.
+/// With `--json` a line goes out when its cell has ended: a long matrix that is broken off has
+/// given what it had.
 fn emit(args: &Args, report: &CellReport) -> anyhow::Result<()> {
     if args.json {
         let mut out = std::io::stdout().lock();

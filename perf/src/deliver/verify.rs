@@ -1,8 +1,8 @@
 //! Asks the daemon, after the run, for what it acknowledged: as many messages per user as were
 //! answered, and those of some users byte for byte.
 //!
-//! A message that was refused or left without an answer may be there or not; everything else has to
-//! be there once. The node protocol is asked whichever door was measured.
+//! A message that was refused or left without an answer may be there or not; everything else has
+//! to be there once. The node protocol is asked whichever door was measured.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -224,8 +224,8 @@ impl Reader {
         Ok(Self { client })
     }
 
-    /// Fetches the messages of a user behind the first `known` and strikes out those expected, until
-    /// none is left to be found.
+    /// Fetches the messages of a user behind the first `known` and strikes out those expected,
+    /// until none is left to be found.
     fn compare(
         &mut self,
         user: &Bytes,

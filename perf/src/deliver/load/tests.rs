@@ -175,7 +175,7 @@ fn open_loop_keeps_its_rate_and_counts_from_the_due_time() {
     assert!((380..620).contains(&seen), "{seen}");
     assert_eq!(tally.recipients_all, seen);
 
-    // One place and a rate beyond reach: latency grows with the backlog, far above the service time.
+    // One place and a rate beyond reach: latency grows with the backlog, not the service time.
     plan.in_flight = 1;
     plan.pace = Pace::Open { rate: 1e6 };
     let (tally, seen) = against(Manner::Good, &plan, 1);
