@@ -11,8 +11,12 @@ use crate::config::{KEYS, Reload};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Pages that have no program: name and text.
-const TEXTS: [(&str, &str); 1] = [("ringpost-mbox.5", include_str!("man/ringpost-mbox.5"))];
+/// Pages that are text alone. The options of `ringpostd` are the daemon's; a test holds them
+/// against `ringpostd --help`.
+const TEXTS: [(&str, &str); 2] = [
+    ("ringpost-mbox.5", include_str!("man/ringpost-mbox.5")),
+    ("ringpostd.8", include_str!("man/ringpostd.8")),
+];
 
 /// One page of a program.
 struct Program {
@@ -112,10 +116,11 @@ impl Program {
         let mut page = Vec::new();
         man.render_title(&mut page)?;
         man.render_name_section(&mut page)?;
-        man.render_synopsis_section(&mut page)?;
+        page.extend_from_slice(synopsis(&commands).as_bytes());
         man.render_description_section(&mut page)?;
         man.render_options_section(&mut page)?;
         if has_commands {
+            page.extend_from_slice(b".SH COMMANDS\n");
             render_commands(&commands, &mut page);
         }
         page.extend_from_slice(self.rest.as_bytes());
@@ -123,15 +128,36 @@ impl Program {
     }
 }
 
+/// As `--help` begins.
+fn synopsis(command: &clap::Command) -> String {
+    let usage = usage(command);
+    let (name, rest) = usage.split_once(' ').unwrap_or((&usage, ""));
+    format!(".SH SYNOPSIS\n.B {}\n{}\n", escape(name), escape(rest))
+}
+
+/// The line behind `Usage:`.
+fn usage(command: &clap::Command) -> String {
+    let usage = command.clone().render_usage().to_string();
+    usage.trim_start_matches("Usage: ").trim().to_owned()
+}
+
 /// The commands on the program's own page, instead of one page for each.
 fn render_commands(command: &clap::Command, page: &mut Vec<u8>) {
-    page.extend_from_slice(b".SH COMMANDS\n");
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        let usage = sub.clone().render_usage().to_string();
-        let usage = usage
-            .trim_start_matches("Usage: ")
-            .trim()
-            .replace(" [OPTIONS]", "");
+        if sub.has_subcommands() {
+            render_commands(sub, page);
+            continue;
+        }
+        let mut usage = usage(sub).replace(" [OPTIONS]", "");
+        for option in sub.get_arguments() {
+            if let (Some(long), Some([value]), false) = (
+                option.get_long(),
+                option.get_value_names(),
+                option.is_global_set(),
+            ) {
+                usage = format!("{usage} [--{long} {value}]");
+            }
+        }
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         let text = format!(".TP\n.B {}\n{}.\n", escape(&usage), escape(&about));
         page.extend_from_slice(text.as_bytes());

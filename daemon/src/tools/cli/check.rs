@@ -2,7 +2,7 @@
 //! holds the store's lock meanwhile, so that no daemon starts on what it reads.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,8 +18,14 @@ use super::{Failure, Form, Output};
 use crate::client::plain;
 use crate::exit::Code;
 
-/// The file that a running daemon holds locked (storage.md 2.1).
+/// What makes a directory a data directory (storage.md 2.1).
 const STORE: &str = "STORE";
+
+/// What a running daemon holds locked; its process id is in it.
+const LOCK: &str = "LOCK";
+
+/// Bytes of a process id as text, and more.
+const PID_BYTES_MAX: u64 = 16;
 
 /// Checks the data directory that the options name.
 pub fn check(global: &Global, output: &mut Output) -> Result<Code, Failure> {
@@ -50,27 +56,41 @@ pub fn check(global: &Global, output: &mut Output) -> Result<Code, Failure> {
     })
 }
 
-/// Shared: two checks may run, a check and a daemon may not.
-fn lock(data: &Path) -> Result<Flock<File>, Failure> {
-    let path = data.join(STORE);
-    let file = OpenOptions::new().read(true).open(&path).map_err(|error| {
-        Failure::Said(match error.kind() {
-            std::io::ErrorKind::NotFound => format!(
+/// Shared: two checks may run, a check and a daemon may not. A copy without the lock's file is
+/// nobody's.
+fn lock(data: &Path) -> Result<Option<Flock<File>>, Failure> {
+    let failed =
+        |name: &str, why: &str| Failure::Said(format!("{}: {why}", data.join(name).display()));
+    if let Err(error) = std::fs::metadata(data.join(STORE)) {
+        return Err(match error.kind() {
+            ErrorKind::NotFound => Failure::Said(format!(
                 "{} is not a data directory of Ringpost: it has no {STORE} file",
                 data.display()
-            ),
-            _ => format!("{}: {}", path.display(), plain(&error)),
-        })
-    })?;
-    Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| {
-        Failure::Said(match errno {
-            Errno::EWOULDBLOCK => format!(
-                "a daemon runs on {}; stop it first, or check a copy",
-                data.display()
-            ),
-            errno => format!("{}: cannot lock: {}", path.display(), errno.desc()),
-        })
-    })
+            )),
+            _ => failed(STORE, &plain(&error)),
+        });
+    }
+    let file = match OpenOptions::new().read(true).open(data.join(LOCK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(LOCK, &plain(&error))),
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((file, Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            // The number only helps to find the daemon; without it the sentence holds as well.
+            drop(file.take(PID_BYTES_MAX).read_to_string(&mut pid));
+            Err(Failure::Said(format!(
+                "a daemon runs on {} (process {}); stop it first, or check a copy",
+                data.display(),
+                pid.trim()
+                    .parse::<u32>()
+                    .map_or("unknown".into(), |pid| pid.to_string()),
+            )))
+        }
+        Err((_, errno)) => Err(failed(LOCK, errno.desc())),
+    }
 }
 
 fn say(data: &Path, report: &Report, output: &mut Output) -> Result<(), Failure> {

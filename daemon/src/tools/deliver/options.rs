@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(short = 'q', value_name = "ID", allow_hyphen_values = true)]
     pub queue_id: Option<OsString>,
 
-    /// Take recipient, sender and queue id from RECIPIENT, SENDER and `MESSAGE_ID` of the environment
+    /// Take recipient, sender and queue id from the environment, as Exim and Postfix set it
     #[arg(short = 'e')]
     pub environment: bool,
 

@@ -49,6 +49,7 @@ impl Source {
     }
 
     /// The same without looking for an envelope line: the input is no message.
+    #[must_use]
     pub fn without_cut(self) -> Self {
         Self {
             cut: Some(EnvelopeCut::passing()),
