@@ -158,7 +158,9 @@ fn failed(error: &SendError, address: &Address) -> Failure {
         reason,
     } = outcome(error.status());
     let line = match error {
-        SendError::Client(crate::client::ClientError::Failed { text, .. }) if text.is_empty() => {
+        SendError::Client(crate::client::ClientError::Failed { text, .. })
+            if text.is_empty() || text == reason =>
+        {
             format!("{enhanced} {address}: {reason}")
         }
         SendError::Client(crate::client::ClientError::Failed { text, .. }) => {
@@ -195,7 +197,7 @@ fn judge(envelope: &Envelope, replies: &[RecipientReply]) -> Result<(), Failure>
         reason,
     } = *first;
     let mut line = format!("{enhanced} {}: {reason}", printable(address));
-    if !reply.text.is_empty() {
+    if !reply.text.is_empty() && reply.text != reason {
         line.push_str(": ");
         line.push_str(&printable(&reply.text));
     }
