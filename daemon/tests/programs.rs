@@ -39,7 +39,7 @@ fn deliver(data: &Path, words: &[&str], message: &[u8]) -> Option<i32> {
 
 fn lines(output: &Output) -> usize {
     assert!(output.status.success(), "{output:?}");
-    output.stdout.iter().filter(|byte| **byte == b'\n').count()
+    String::from_utf8_lossy(&output.stdout).lines().count()
 }
 
 /// Every mbox below a directory.
