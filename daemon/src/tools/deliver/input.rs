@@ -10,7 +10,7 @@ const BLANKS_MAX: usize = 256;
 
 const MARK: &[u8] = b"From ";
 
-/// Takes the envelope line off a stream of chunks, holding at most [`BLANKS_MAX`] bytes.
+/// Takes the envelope line off a stream of chunks, holding at most a few hundred bytes.
 #[derive(Debug)]
 pub struct EnvelopeCut {
     state: State,
