@@ -402,8 +402,9 @@ fn create(path: &Path, options: &StoreOptions) -> Result<StoreFile, OpenError> {
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?.file_name();
         let entry = entry.to_string_lossy().into_owned();
-        made_before |= ["p", "log", "stage", "STORE.new"].contains(&entry.as_str());
-        if !HARMLESS.contains(&entry.as_str()) && !made_before {
+        let ours = ["p", "log", "stage", "STORE.new"].contains(&entry.as_str());
+        made_before |= ours;
+        if !ours && !HARMLESS.contains(&entry.as_str()) {
             return Err(OpenError::Unusable {
                 path: name,
                 reason: format!("it holds {entry:?} and no store; give an empty directory"),

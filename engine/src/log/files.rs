@@ -31,12 +31,17 @@ enum Role {
     Arming,
     Armed,
     Live,
+    /// Of another length than the configuration wants now, and not live any more: unlinked at the
+    /// next opening.
+    Outgrown,
 }
 
 #[derive(Debug)]
 struct LogFile {
     number: u32,
     file: FileId,
+    /// Size, header included.
+    bytes: u64,
     role: Role,
     /// Of the last arming; `None` if never armed.
     header: Option<LogFileHeader>,
@@ -98,15 +103,25 @@ impl Files {
         }
     }
 
-    /// Adds an open, finished file that holds nothing of use.
-    pub(crate) fn add_free(&mut self, number: u32, file: FileId, header: Option<LogFileHeader>) {
+    /// Adds an open, finished file that holds nothing of use, or whose use `set_live` tells.
+    pub(crate) fn add_free(
+        &mut self,
+        (number, bytes): (u32, u64),
+        file: FileId,
+        header: Option<LogFileHeader>,
+    ) {
         self.sequence = self
             .sequence
             .max(header.map_or(0, |header| header.sequence));
         self.all.push(LogFile {
             number,
             file,
-            role: Role::Free,
+            bytes,
+            role: if bytes == self.file_bytes {
+                Role::Free
+            } else {
+                Role::Outgrown
+            },
             header,
         });
     }
@@ -123,9 +138,10 @@ impl Files {
         }
     }
 
-    /// Number of finished files.
+    /// Number of finished files of today's length.
     pub(crate) fn count(&self) -> u32 {
-        u32::try_from(self.all.len()).expect("files_max is a u32")
+        let ours = |file: &&LogFile| file.bytes == self.file_bytes;
+        u32::try_from(self.all.iter().filter(ours).count()).expect("files_max is a u32")
     }
 
     /// Whether a file is there for the next arming.
@@ -146,7 +162,7 @@ impl Files {
         self.file_bytes - u64::try_from(LOG_HEADER_BYTES).expect("4096")
     }
 
-    /// Bytes of payload in all finished files.
+    /// Bytes of payload in all finished files of today's length.
     pub(crate) fn capacity_bytes(&self) -> u64 {
         self.payload_bytes() * u64::from(self.count())
     }
@@ -250,7 +266,11 @@ impl Files {
             }
             let first = *first;
             if let Some(file) = self.all.get_mut(first) {
-                file.role = Role::Free;
+                file.role = if file.bytes == self.file_bytes {
+                    Role::Free
+                } else {
+                    Role::Outgrown
+                };
             }
             self.live.pop_front();
         }
@@ -334,7 +354,7 @@ impl Files {
     /// A new file can be used.
     pub(crate) fn opened(&mut self, number: u32, file: FileId) {
         self.making = None;
-        self.add_free(number, file, None);
+        self.add_free((number, self.file_bytes), file, None);
     }
 
     /// A file could not be made (no space, say): try again at the next need.
@@ -355,7 +375,9 @@ impl Files {
             path,
             mode: OpenMode::Log,
         })? {
-            Done::Opened { file, .. } => self.add_free(number, file, None),
+            Done::Opened { file, .. } => {
+                self.add_free((number, self.file_bytes), file, None);
+            }
             other => unreachable_done(&other),
         }
         Ok(())

@@ -20,10 +20,27 @@ use crate::position::Lsn;
 pub(crate) struct Found {
     pub(crate) number: u32,
     pub(crate) file: FileId,
+    /// Size: another than today's if the configuration changed since it was made.
+    pub(crate) bytes: u64,
     /// `None`: never armed, or its header is damaged.
     pub(crate) header: Option<LogFileHeader>,
     /// Whether the header block held something that does not validate.
-    damaged: bool,
+    pub(crate) damaged: bool,
+}
+
+impl Found {
+    /// Whether the file was armed and holds `lsn`.
+    fn holds(&self, lsn: Lsn) -> bool {
+        self.header
+            .is_some_and(|header| header.start_lsn <= lsn && lsn < self.end(&header))
+    }
+
+    /// The position behind the last byte.
+    fn end(&self, header: &LogFileHeader) -> Lsn {
+        header
+            .start_lsn
+            .after(self.bytes.saturating_sub(header_bytes()))
+    }
 }
 
 /// What reading the log gave.
@@ -61,17 +78,15 @@ pub(crate) fn recover<I: Io>(
         bytes: 0,
         torn_at: None,
     };
-    let payload_bytes = file_bytes - header_bytes();
-    let mut reader = Reader::new(file_bytes);
-    let mut next = holder(&recovery.found, start, payload_bytes);
+    let mut reader = Reader::new(&recovery.found);
+    let mut next = latest(&recovery.found, |found, _header| found.holds(start));
     while let Some(current) = next {
         let (number, header) = current;
         recovery.chain.push(number);
         next = successor(&recovery.found, &header);
-        let limit = next.map_or(header.start_lsn.after(payload_bytes), |(_, next)| {
-            next.start_lsn
-        });
-        let file = file_of(&recovery.found, number);
+        let found = numbered(&recovery.found, number);
+        let limit = next.map_or(found.end(&header), |(_, next)| next.start_lsn);
+        let file = found.file;
         while recovery.end < limit {
             let offset = header.offset_of(recovery.end).expect("the chain ascends");
             let bytes = reader.frame(ops, number, file, offset)?;
@@ -151,7 +166,8 @@ impl Recovery {
 }
 
 /// Opens every finished log file, waits for what a killed process still has in flight, and reads
-/// its header. Unfinished ones (a crash while they were made) are unlinked.
+/// its header. Unfinished ones (a crash while they were made) are unlinked: they are too short and
+/// all zeros, since a file is armed only when it has its length.
 fn find<I: Io>(
     ops: &mut Ops<I>,
     identity: LogIdentity,
@@ -172,12 +188,8 @@ fn find<I: Io>(
         if path.file_name() != name {
             continue;
         }
-        if bytes < file_bytes {
-            ops.run_plain(Op::Unlink { path })?;
-            continue;
-        }
         let file = match ops.run_plain(Op::Open {
-            path,
+            path: path.clone(),
             mode: OpenMode::Log,
         })? {
             Done::Opened { file, .. } => file,
@@ -191,9 +203,15 @@ fn find<I: Io>(
             return Err(corrupt(identity, number, 0, reason).into());
         }
         let damaged = header.is_err() && block.iter().any(|byte| *byte != 0);
+        if header.is_err() && !damaged && bytes < file_bytes {
+            ops.run_plain(Op::Close { file })?;
+            ops.run_plain(Op::Unlink { path })?;
+            continue;
+        }
         found.push(Found {
             number,
             file,
+            bytes,
             header: header.ok(),
             damaged,
         });
@@ -201,37 +219,30 @@ fn find<I: Io>(
     Ok(found)
 }
 
-/// The file that holds `lsn`: of several, the one armed last.
-fn holder(found: &[Found], lsn: Lsn, payload_bytes: u64) -> Option<(u32, LogFileHeader)> {
-    let holds = |header: &LogFileHeader| {
-        header.start_lsn <= lsn && lsn < header.start_lsn.after(payload_bytes)
-    };
-    latest(found, holds)
-}
-
 /// The file that claims `header`'s as its predecessor: of several, the one armed last.
 fn successor(found: &[Found], header: &LogFileHeader) -> Option<(u32, LogFileHeader)> {
-    latest(found, |other| {
+    latest(found, |_found, other| {
         other.previous_salt == header.salt && other.sequence > header.sequence
     })
 }
 
+/// Of the armed files that are wanted, the one armed last.
 fn latest(
     found: &[Found],
-    wanted: impl Fn(&LogFileHeader) -> bool,
+    wanted: impl Fn(&Found, &LogFileHeader) -> bool,
 ) -> Option<(u32, LogFileHeader)> {
     let by_sequence: BTreeMap<u64, (u32, LogFileHeader)> = found
         .iter()
-        .filter_map(|found| Some((found.number, found.header?)))
-        .filter(|(_, header)| wanted(header))
-        .map(|(number, header)| (header.sequence, (number, header)))
+        .filter_map(|found| Some((found, found.header?)))
+        .filter(|(found, header)| wanted(found, header))
+        .map(|(found, header)| (header.sequence, (found.number, header)))
         .collect();
     by_sequence.into_values().next_back()
 }
 
-fn file_of(found: &[Found], number: u32) -> FileId {
+fn numbered(found: &[Found], number: u32) -> &Found {
     let found = found.iter().find(|found| found.number == number);
-    found.expect("the chain is made of found files").file
+    found.expect("the chain is made of found files")
 }
 
 fn corrupt(identity: LogIdentity, number: u32, offset: u64, reason: CorruptReason) -> Corrupt {
@@ -256,8 +267,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(file_bytes: u64) -> Self {
-        let bytes = usize::try_from(file_bytes.min(FRAME_BYTES_MAX)).expect("at most 4 MiB");
+    /// The window holds the largest frame of the largest file.
+    fn new(found: &[Found]) -> Self {
+        let longest = found.iter().map(|found| found.bytes).max();
+        let bytes = longest.unwrap_or(0).clamp(BLOCK_BYTES, FRAME_BYTES_MAX);
+        let bytes = bytes.next_multiple_of(BLOCK_BYTES);
+        let bytes = usize::try_from(bytes).expect("at most 4 MiB");
         Self {
             buf: Some(AlignedBuf::zeroed(bytes)),
             number: 0,

@@ -81,7 +81,14 @@ impl<I: Io> Shard<I> {
             Salts::new(&seed, superblock.boots),
         );
         for found in &recovery.found {
-            files.add_free(found.number, found.file, found.header);
+            let outgrown = found.bytes != config.log_file_bytes;
+            if outgrown && !found.damaged && !recovery.chain.contains(&found.number) {
+                let path = RelPath::log_file(identity.log_id, found.number);
+                ops.run_plain(Op::Close { file: found.file })?;
+                ops.run_plain(Op::Unlink { path })?;
+                continue;
+            }
+            files.add_free((found.number, found.bytes), found.file, found.header);
         }
         files.set_live(&recovery.chain);
         while files.count() < config.log_files_initial {

@@ -45,7 +45,7 @@ pub(crate) fn guid(number: u64) -> Guid {
     Guid::new(bytes)
 }
 
-fn preparer() -> Preparer {
+pub(crate) fn preparer() -> Preparer {
     Preparer::new(PrepareOptions {
         message_bytes_max: 64 << 20,
         return_path: None,
