@@ -86,7 +86,7 @@ def _exports(verdict: Verdict, scratch: pathlib.Path, node: Node, truth: dict[st
     for number, (user, wanted) in enumerate(sorted(truth.items())):
         path = scratch / f"export-{number}.mbox"
         node.export(user, path)
-        wrong += _judge(path, user, wanted, unquoted(path), scratch / f"mutt-{number}")
+        wrong += _judge(path, user, wanted, unquoted(path, store_lines=False), scratch / f"mutt-{number}")
     verdict.check(f"exports of {len(truth)} users read by rule, Python and mutt", not wrong, "\n".join(wrong))
 
 
@@ -100,13 +100,13 @@ def _segments(verdict: Verdict, scratch: pathlib.Path, node: Node, truth: dict[s
     wanted_by_mail = {_key(contents): user for user, contents in truth.items()}
     wrong = []
     for number, paths in enumerate(folders.values()):
-        found = [message for path in paths for message in unquoted(path)]
+        found = [message for path in paths for message in unquoted(path, store_lines=True)]
         user = wanted_by_mail.get(_key(found))
         if user is None:
             wrong.append(f"{paths[0].parent}: {len(found)} messages of no user")
             continue
         for part, path in enumerate(paths):
-            here = unquoted(path)
+            here = unquoted(path, store_lines=True)
             wrong += _judge(path, user, here, here, scratch / f"mutt-segment-{number}-{part}")
     verdict.check(
         f"{len(segments)} segments read by rule, Python and mutt", not wrong, "\n".join(wrong)
@@ -118,7 +118,7 @@ def _key(contents: list[bytes]) -> tuple[bytes, ...]:
 
 
 def as_lf(content: bytes) -> bytes:
-    """As an mbox holds it: LF, and a final one."""
+    """As an mbox holds what an MTA hands over: LF, and a final one."""
     content = content.replace(b"\r\n", b"\n")
     return content if not content or content.endswith(b"\n") else content + b"\n"
 

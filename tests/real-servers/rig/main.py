@@ -18,7 +18,7 @@ CASES = {
     "postfix": "2,000 real messages through four doors, byte for byte, read by Python and mutt",
     "lmtp": "LMTP sessions: replies per recipient, limits, odd commands (swaks and raw)",
     "bytes": "contents that are easily damaged, through every door",
-    "ring": "one durable write per batch, no io-wq worker on the hot path, no fsync per recipient",
+    "ring-trace": "one durable write per batch, no io-wq worker on the hot path, no fsync per recipient",
 }
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         for name, about in CASES.items():
-            print(f"{name:8} {about}")
+            print(f"{name:10} {about}")
         return 0
 
     verdict = Verdict()
@@ -43,7 +43,7 @@ def main() -> int:
             print(f"--- {name}: {CASES[name]}", flush=True)
             folder = scratch / name
             folder.mkdir()
-            case = importlib.import_module(f"case_{name}")
+            case = importlib.import_module("case_" + name.replace("-", "_"))
             try:
                 if name == "self":
                     case.run(verdict, folder)

@@ -76,8 +76,8 @@ def mutt_reads(path: pathlib.Path, scratch: pathlib.Path) -> list[bytes | None]:
     return [subject(copy.read_bytes()) for copy in copies]
 
 
-def unquoted(path: pathlib.Path) -> list[bytes]:
-    """The messages of an mboxrd file by the rule of its format alone, without any store line.
+def unquoted(path: pathlib.Path, store_lines: bool) -> list[bytes]:
+    """The messages of an mboxrd file by the rule of its format alone, without their store lines.
 
     A message ends before an empty line and a From_ line or the end of the file; one `>` comes off
     every line of `>`s and `From `.
@@ -88,8 +88,9 @@ def unquoted(path: pathlib.Path) -> list[bytes]:
     messages = []
     for part in re.split(rb"(?:\A|(?<=\n)\n)(?=From )", data)[1:]:
         _, _, rest = part.partition(b"\n")
-        stored = STORE_LINE.match(rest)
-        rest = rest[stored.end() :] if stored else rest
+        if store_lines:
+            stored = STORE_LINE.match(rest)
+            rest = rest[stored.end() :] if stored else b"no store line: " + rest
         messages.append(re.sub(rb"(?m)^>(>*From )", rb"\1", rest))
     # The empty line behind the last message.
     messages[-1] = messages[-1].removesuffix(b"\n")
