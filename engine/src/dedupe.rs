@@ -175,7 +175,9 @@ impl Window {
     /// The entries not in the file yet, up to sequence `upto`, each with its sequence, in order.
     pub(crate) fn unsaved(&self, upto: u64) -> Vec<(u64, [u8; DEDUPE_ENTRY_BYTES])> {
         let capacity = u64::try_from(self.capacity).expect("an index has at most 64 bits");
-        let from = self.saved.max(upto.saturating_sub(capacity));
+        // A place that a later delivery took in between holds what may not be durable yet.
+        let kept = self.next.max(upto).saturating_sub(capacity);
+        let from = self.saved.max(kept);
         (from..upto)
             .filter_map(|sequence| {
                 let slot = self.at(self.place_of(sequence))?;
@@ -265,6 +267,24 @@ mod tests {
 
     fn durable(lsn: u64) -> DurableTo {
         Positions::recovered(Lsn::new(0), Lsn::new(lsn)).durable_to()
+    }
+
+    #[test]
+    fn what_a_checkpoint_saves_was_not_replaced_since() {
+        let mut window = Window::new(4);
+        for number in 0..3 {
+            window.insert(&key(number, 9), Uid::new(1), 100, Lsn::new(4096));
+        }
+        let upto = window.next();
+        for number in 3..6 {
+            window.insert(&key(number, 9), Uid::new(1), 100, Lsn::new(8192));
+        }
+        let saved = window.unsaved(upto);
+        let guids: Vec<_> = saved
+            .iter()
+            .map(|(sequence, bytes)| DedupeEntry::open(bytes, *sequence).map(|entry| entry.guid))
+            .collect();
+        assert_eq!(guids, [Ok(Guid::new([2; 16]))]);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Node {
 
     /// Submits to a shard and waits for the answer.
     fn ask(&mut self, shard: usize, request: Request) -> Result<Event, Refused> {
-        let shard = &mut self.shards[shard];
+        let shard = self.shards.get_mut(shard).expect("a shard of the node");
         let ticket: Ticket = shard.submit(self.clock.now(), request)?;
         let mut events = Vec::new();
         for _turn in 0..100_000 {
@@ -166,7 +166,8 @@ impl Node {
         };
         let outcome = self.append(name, number, Body::Staged(staged));
         let now = self.clock.now();
-        let dropped = self.shards[shard].submit(now, Request::StageDrop { stage });
+        let shard = self.shards.get_mut(shard).expect("a shard of the node");
+        let dropped = shard.submit(now, Request::StageDrop { stage });
         dropped.expect("taken");
         outcome
     }
