@@ -193,7 +193,9 @@ pub(crate) fn fold_pending(
     match &entry.what {
         What::Create { .. } => tail.existence = Existence::Created,
         What::Runs(runs) => {
-            for run in Runs::new(runs, seed, entry.slot) {
+            // Recovery held them against the version of their log file.
+            let runs = Runs::new(runs, seed, entry.slot).reserved(Reserved::Unknown);
+            for run in runs {
                 match run.run? {
                     Run::Mailbox(mailbox) => apply_mailbox(tail, &mailbox),
                     Run::Change(change) => tail.modseq = tail.modseq.max(change.modseq.value()),

@@ -274,6 +274,10 @@ fn drain<I: Io>(mut shard: Shard<I>, now: &mut impl FnMut() -> Now) -> Result<Sh
                 _ => {}
             }
         }
+        if shard.waits_for_room() {
+            let error = std::io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(io_error("write the checkpoint of", "log", &error).into());
+        }
         shard.io_mut().wait();
     }
 }

@@ -75,7 +75,19 @@ pub(crate) struct Tail {
     pub(crate) mailboxes: SmallVec<[MailboxTail; 1]>,
 }
 
+/// So many numbers are left at the least while messages are taken: far more than one group uses.
+const HEADROOM: u32 = 1 << 20;
+
 impl Tail {
+    /// Whether every number that a message takes can still grow. Only absurd files say no.
+    pub(crate) fn has_numbers(&self, mailbox: Option<&MailboxTail>) -> bool {
+        let most = u32::MAX - HEADROOM;
+        self.next_slot < most
+            && self.next_segment < most
+            && self.modseq < u64::MAX >> 1
+            && mailbox.is_none_or(|mailbox| mailbox.uidnext < most)
+    }
+
     pub(crate) fn mailbox(&self, mailbox: MailboxId) -> Option<&MailboxTail> {
         self.mailboxes.iter().find(|tail| tail.mailbox == mailbox)
     }
@@ -201,6 +213,8 @@ pub(crate) struct Users {
     /// The eviction hand's place.
     hand: usize,
     count_max: usize,
+    /// Bytes of indexes that left with their users, until somebody asks.
+    forgotten_bytes: u64,
 }
 
 impl Users {
@@ -210,6 +224,7 @@ impl Users {
             by_hash: HashMap::default(),
             hand: 0,
             count_max,
+            forgotten_bytes: 0,
         }
     }
 
@@ -319,6 +334,8 @@ impl Users {
 
     fn remove(&mut self, index: usize) {
         let user = self.table.remove(index);
+        let bytes = user.live().and_then(|live| live.index.as_ref());
+        self.forgotten_bytes += bytes.map_or(0, Index::bytes);
         let hash = user.hash.value();
         if let Some(known) = self.by_hash.get_mut(&hash) {
             known.retain(|other| *other != index);
@@ -333,6 +350,21 @@ impl Users {
         if self.table.get(index).is_some_and(User::is_idle) {
             self.remove(index);
         }
+    }
+
+    /// Lets go of a user. A verdict of damage holds as long as somebody who heard it is there: the
+    /// next use looks again.
+    pub(crate) fn unpin(&mut self, index: usize) {
+        let user = self.get_mut(index);
+        user.pins -= 1;
+        if user.pins == 0 && matches!(user.state, State::Repairing(_)) {
+            user.state = State::Unloaded;
+        }
+    }
+
+    /// Bytes of indexes that left with their users since the last call.
+    pub(crate) fn take_forgotten_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten_bytes)
     }
 
     /// Drops loaded indexes, least recently used first, until they take at most `bytes_max`.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::files::LogIdentity;
 use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
+use crate::format::Reserved;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};
 use crate::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
 use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
@@ -60,14 +61,14 @@ pub(crate) struct Recovery {
     pub(crate) torn_at: Option<Corrupt>,
 }
 
-/// Reads the log from `start` on. `apply` gets every good frame with its records; what it finds
-/// impossible is damage.
+/// Reads the log from `start` on. `apply` gets every good frame with its records, and what is known
+/// of their reserved bytes (a newer minor version may use them); what it finds impossible is damage.
 pub(crate) fn recover<I: Io>(
     ops: &mut Ops<I>,
     identity: LogIdentity,
     file_bytes: u64,
     (start, previous_crc): (Lsn, u32),
-    mut apply: impl FnMut(&FrameHeader, &[u8]) -> Result<(), CorruptReason>,
+    mut apply: impl FnMut(Reserved, &FrameHeader, &[u8]) -> Result<(), CorruptReason>,
 ) -> Result<Recovery, OpenError> {
     let found = find(ops, identity, file_bytes)?;
     let mut recovery = Recovery {
@@ -94,7 +95,7 @@ pub(crate) fn recover<I: Io>(
                 FrameHeader::open_at(bytes, header.salt, recovery.end, recovery.previous_crc);
             let applied = read.and_then(|frame| {
                 let payload = frame.payload(bytes)?;
-                Ok(apply(&frame, payload).map(|()| frame))
+                Ok(apply(header.version.reserved(), &frame, payload).map(|()| frame))
             });
             match applied {
                 Ok(Ok(frame)) => {

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use super::load::Wants;
 use super::{Phase, Shard};
 use crate::dedupe::{Key, Seen};
+use crate::error::{Corrupt, CorruptReason};
 use crate::format::crc;
 use crate::format::info::{
     FIRST_SLOT, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT, SpecialUse,
@@ -181,7 +182,9 @@ impl<I: Io> Shard<I> {
     ) -> u32 {
         let user = self.users.get_mut(index);
         match user.state {
-            State::Live(_) | State::Repairing(_) if user.name.is_some() => 0,
+            State::Live(_) if user.name.is_some() => 0,
+            // Somebody holds it so: the verdict is for all who come meanwhile.
+            State::Repairing(_) => 0,
             _ => {
                 user.waiting.push_back(waiter);
                 self.start_load(index, key);
@@ -228,7 +231,7 @@ impl<I: Io> Shard<I> {
         let Some(key) = key else { return };
         let to = self.users.by_key(&key);
         self.users.get_mut(to).pins += 1;
-        self.users.get_mut(from).pins -= 1;
+        self.users.unpin(from);
         if let Some(user) = self
             .appends
             .get_mut(index)
@@ -399,6 +402,16 @@ impl<I: Io> Shard<I> {
             || (tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox));
         if !exists {
             return Decision::Now(Outcome::Refused(Refused::NoSuchMailbox));
+        }
+        if !tail.has_numbers(tail.mailbox(recipient.mailbox)) {
+            let corrupt = Corrupt {
+                file: user.dir().to_string(),
+                offset: 0,
+                reason: CorruptReason::Value(
+                    "its numbers (uid, segment, slot, modseq) are used up",
+                ),
+            };
+            return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::new(corrupt))));
         }
         if recipient.dedupe == Dedupe::No {
             return Decision::Store;
@@ -940,7 +953,7 @@ impl<I: Io> Shard<I> {
         }
         let append = self.appends.remove(index);
         for user in &append.users {
-            self.users.get_mut(*user).pins -= 1;
+            self.users.unpin(*user);
         }
         let outcomes: Vec<Outcome> = append.outcomes.into_iter().flatten().collect();
         for outcome in &outcomes {

@@ -17,7 +17,7 @@ use crate::format::dedupe::DedupeHeader;
 use crate::format::folders::{Folder, Folders};
 use crate::format::info::{MSG_FIXED_BYTES, Mailbox, Run, Runs};
 use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
-use crate::format::{Version, info::InfoHeader, parts};
+use crate::format::{Reserved, Version, info::InfoHeader, parts};
 use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::{Entry, PendingBody, What};
@@ -184,6 +184,11 @@ impl<I: Io> Shard<I> {
             State::Writing(_) => self.feed_flusher(now),
             _ => {}
         }
+    }
+
+    /// Whether a checkpoint cannot go on until there is room on the disk.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        matches!(self.checkpoint.state, State::Waiting(..))
     }
 
     fn wants_checkpoint(&self, now: Now) -> bool {
@@ -726,7 +731,7 @@ impl<G> Steps<'_, G> {
                 What::Runs(runs) => Some((runs, entry.slot)),
                 _ => None,
             });
-        runs.flat_map(move |(bytes, slot)| Runs::new(bytes, seed, slot))
+        runs.flat_map(move |(bytes, slot)| Runs::new(bytes, seed, slot).reserved(Reserved::Unknown))
             .filter_map(|run| match run.run {
                 Ok(Run::Mailbox(mailbox)) => Some(mailbox),
                 _ => None,

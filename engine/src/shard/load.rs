@@ -14,7 +14,7 @@ use crate::io::{Done, Failed, Io, Op};
 use crate::limits::INFO_BYTES_MAX;
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
-use crate::request::{Event, Notice};
+use crate::request::{Event, Notice, Refused};
 use crate::user::{Existence, Live, State, Tail, Waiter};
 
 /// What a directory listing told.
@@ -272,6 +272,17 @@ impl<I: Io> Shard<I> {
         let user = self.users.get_mut(index);
         if user.live().is_none() {
             user.state = State::Repairing(corrupt);
+        } else {
+            // Its tail is good: mail can be taken. Only who wants to read is refused.
+            let waiting = std::mem::take(&mut user.waiting);
+            for waiter in waiting {
+                match waiter {
+                    Waiter::Append(_) => self.users.get_mut(index).waiting.push_back(waiter),
+                    Waiter::Read(read) => {
+                        self.refuse_read(read, Refused::Repairing(Arc::clone(&corrupt)));
+                    }
+                }
+            }
         }
         self.wake(index);
     }
@@ -294,14 +305,7 @@ impl<I: Io> Shard<I> {
                 (Waiter::Read(read), Wants::Other) => self.read_moves(read),
             }
         }
-        // A user in repair is looked at again at its next use.
-        let user = self.users.get_mut(index);
-        user.pins -= 1;
-        if let State::Repairing(_) = user.state
-            && user.pins == 0
-        {
-            user.state = State::Unloaded;
-        }
+        self.users.unpin(index);
         self.users.forget_if_idle(index);
     }
 }

@@ -379,6 +379,7 @@ impl<I: Io> Shard<I> {
 
     fn gauges(&mut self, now: Now) {
         let checkpointed = self.positions.checkpointed_to().lsn();
+        self.index_bytes -= self.users.take_forgotten_bytes();
         self.metrics.pending_bytes = self.bodies.bytes();
         self.metrics.pending_records = self.pending_records;
         self.metrics.log_used_bytes = self.log.used_bytes(checkpointed);

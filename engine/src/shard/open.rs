@@ -22,6 +22,7 @@ use crate::commit::Positions;
 use crate::config::ShardConfig;
 use crate::dedupe::Window;
 use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
+use crate::format::Reserved;
 use crate::format::dedupe::{CAPACITY_MAX, DEDUPE_ENTRY_BYTES, DEDUPE_HEADER_BYTES};
 use crate::format::dedupe::{DedupeEntry, DedupeHeader};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
@@ -72,7 +73,7 @@ impl<I: Io> Shard<I> {
             identity.log(),
             config.log_file_bytes,
             (superblock.checkpoint_lsn, superblock.previous_crc),
-            |frame, payload| redo.apply(&identity, frame, payload),
+            |reserved, frame, payload| redo.apply(&identity, reserved, frame, payload),
         )?;
         let mut files = Files::new(
             identity.log(),
@@ -431,12 +432,13 @@ impl Redo {
     fn apply(
         &mut self,
         identity: &ShardIdentity,
+        reserved: Reserved,
         frame: &FrameHeader,
         payload: &[u8],
     ) -> Result<(), CorruptReason> {
         let payload = Bytes::copy_from_slice(payload);
         let mut bodies: BTreeMap<usize, (Rc<PendingBody>, Bytes)> = BTreeMap::new();
-        for record in Records::new(&payload) {
+        for record in Records::new(&payload).reserved(reserved) {
             let record = record?;
             if let Payload::Body(body) = &record.payload {
                 let at = FRAME_HEADER_BYTES + body.stored_at;

@@ -154,7 +154,8 @@ impl<I: Io> Shard<I> {
         };
         let (index, key) = (*user, key.clone());
         let user = self.users.get_mut(index);
-        if user.name.is_some() && user.live().is_some_and(|live| live.index.is_some()) {
+        let loaded = user.name.is_some() && user.live().is_some_and(|live| live.index.is_some());
+        if loaded || matches!(user.state, State::Repairing(_)) {
             self.run_read(read);
         } else {
             user.waiting.push_back(Waiter::Read(read));
@@ -177,8 +178,8 @@ impl<I: Io> Shard<I> {
         };
         let (from, key) = (open.user, open.key.clone());
         let to = self.users.by_key(&key);
-        self.users.get_mut(from).pins -= 1;
         self.users.get_mut(to).pins += 1;
+        self.users.unpin(from);
         if let Some(open) = self.reads.get_mut(read) {
             open.user = to;
         }
@@ -220,6 +221,7 @@ impl<I: Io> Shard<I> {
                 None => self.find(read, user, &fetch),
             },
         }
+        self.index_bytes -= self.users.take_forgotten_bytes();
         let max = self.config.index_bytes_max;
         if self.index_bytes > max {
             self.index_bytes = self.users.shrink_indexes(self.index_bytes, max);
@@ -228,7 +230,7 @@ impl<I: Io> Shard<I> {
 
     fn close_read(&mut self, read: usize) -> Ticket {
         let Read { ticket, user, .. } = self.reads.remove(read);
-        self.users.get_mut(user).pins -= 1;
+        self.users.unpin(user);
         let absent = |live: &crate::user::Live| live.tail.existence == Existence::Absent;
         if self.users.get(user).live().is_some_and(absent) {
             self.users.forget_if_idle(user);
@@ -585,23 +587,31 @@ impl<I: Io> Shard<I> {
     pub(super) fn refuse_reads(&mut self) {
         let open: Vec<usize> = self.reads.iter().map(|(index, _)| index).collect();
         for index in open {
-            let Read { ticket, what, .. } = self.reads.remove(index);
-            let stopped = Refused::Stopped;
-            self.answer(match what {
-                Wanted::Mailboxes => Event::Mailboxes {
-                    ticket,
-                    result: Err(stopped),
-                },
-                Wanted::List { .. } => Event::Listed {
-                    ticket,
-                    result: Err(stopped),
-                },
-                Wanted::Fetch(_) => Event::Fetched {
-                    ticket,
-                    result: Err(stopped),
-                },
-            });
+            self.refuse_read(index, Refused::Stopped);
         }
+    }
+
+    /// Answers a read, whatever it is, with a refusal.
+    pub(super) fn refuse_read(&mut self, read: usize, why: Refused) {
+        let Some(Read { what, .. }) = self.reads.get(read) else {
+            return;
+        };
+        let what = what.clone();
+        let ticket = self.close_read(read);
+        self.answer(match what {
+            Wanted::Mailboxes => Event::Mailboxes {
+                ticket,
+                result: Err(why),
+            },
+            Wanted::List { .. } => Event::Listed {
+                ticket,
+                result: Err(why),
+            },
+            Wanted::Fetch(_) => Event::Fetched {
+                ticket,
+                result: Err(why),
+            },
+        });
     }
 }
 
@@ -636,7 +646,7 @@ fn answer(msg: &Msg, stored: Bytes) -> Fetched {
 
 fn list_entry(msg: &Msg, cache: Bytes) -> ListEntry {
     // What restoring takes off and puts back: one `>` a quoted line, CRs, the added newline.
-    let stored = u64::from(msg.stored_len) - u64::from(msg.quoted_count);
+    let stored = u64::from(msg.stored_len).saturating_sub(u64::from(msg.quoted_count));
     let all_crlf = msg.format_flags & ALL_CRLF != 0;
     let crs = if all_crlf {
         u64::from(msg.lines_count)
