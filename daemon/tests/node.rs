@@ -57,7 +57,7 @@ fn odd_messages() -> Vec<Vec<u8>> {
 fn without_return_path(message: &[u8]) -> &[u8] {
     let end = message.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     assert!(message.starts_with(b"Return-Path: <sender@example.test>"));
-    &message[end..]
+    message.get(end..).unwrap()
 }
 
 #[test]

@@ -29,36 +29,36 @@ use ringpost_netproto::message::list::{ListPage, ListRequest};
 use ringpost_netproto::version::Role;
 
 /// Nothing a test waits for takes longer, even on two busy cores.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
 /// Keeps the logs small, so that a start takes a moment.
 const SMALL: [&str; 2] = ["log_bytes_per_core=16 MiB", "memory_per_core=64 MiB"];
 
 /// A directory for one test: store, sockets, list of users.
 #[derive(Debug)]
-pub struct Scratch(tempfile::TempDir);
+pub(crate) struct Scratch(tempfile::TempDir);
 
 impl Scratch {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// `--data` of its daemons.
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.path("data")
     }
 
     /// A daemon for which any user exists.
-    pub fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         self.start_with(&[])
     }
 
     /// The same with further settings.
-    pub fn start_with(&self, settings: &[&str]) -> Daemon {
+    pub(crate) fn start_with(&self, settings: &[&str]) -> Daemon {
         let mut all = vec!["accounts.accept=any"];
         all.extend(settings);
         Daemon::start(self, &all)
@@ -66,7 +66,7 @@ impl Scratch {
     }
 
     /// Runs `ringpostd` to its end: exit code and standard error.
-    pub fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
+    pub(crate) fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_ringpostd"))
             .current_dir(self.0.path())
             .args(arguments)
@@ -80,17 +80,17 @@ impl Scratch {
 
 /// A running daemon. Dropping it kills it.
 #[derive(Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub node: PathBuf,
-    pub lmtp: PathBuf,
-    pub admin: PathBuf,
+    pub(crate) node: PathBuf,
+    pub(crate) lmtp: PathBuf,
+    pub(crate) admin: PathBuf,
     log: PathBuf,
 }
 
 impl Daemon {
     /// Starts `ringpostd` and waits until it serves; its words if it does not.
-    pub fn start(scratch: &Scratch, settings: &[&str]) -> Result<Self, String> {
+    pub(crate) fn start(scratch: &Scratch, settings: &[&str]) -> Result<Self, String> {
         let log = scratch.path("log");
         let notify = scratch.path("notify");
         if notify.exists() {
@@ -136,7 +136,9 @@ impl Daemon {
             poll(&mut fds, PollTimeout::from(50_u8)).unwrap();
             let mut said = [0; 4096];
             while let Ok(count) = ready.recv(&mut said) {
-                if said[..count]
+                if said
+                    .get(..count)
+                    .unwrap_or_default()
                     .split(|byte| *byte == b'\n')
                     .any(|line| line == b"READY=1")
                 {
@@ -151,32 +153,32 @@ impl Daemon {
     }
 
     /// What it logged.
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
 
     /// SIGTERM, and its end.
-    pub fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait()
     }
 
     /// SIGKILL, and its end.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Its end, within [`BOUND`].
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         until("the daemon's end", || {
             status = self.child.try_wait().unwrap();
@@ -186,7 +188,7 @@ impl Daemon {
     }
 
     /// An LMTP connection that has said LHLO.
-    pub fn lmtp(&self) -> Lmtp {
+    pub(crate) fn lmtp(&self) -> Lmtp {
         let mut lmtp = Lmtp::over(UnixStream::connect(&self.lmtp).unwrap());
         assert!(lmtp.reply().starts_with("220 "));
         assert!(lmtp.say("LHLO test").starts_with("250 "));
@@ -194,12 +196,12 @@ impl Daemon {
     }
 
     /// A connection of the node protocol.
-    pub fn client(&self) -> NodeClient {
+    pub(crate) fn client(&self) -> NodeClient {
         NodeClient::connect(&Address::Unix(self.node.clone())).unwrap()
     }
 
     /// The body of an admin page, and its status line.
-    pub fn page(&self, path: &str) -> (String, String) {
+    pub(crate) fn page(&self, path: &str) -> (String, String) {
         let mut stream = UnixStream::connect(&self.admin).unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -210,7 +212,7 @@ impl Daemon {
     }
 
     /// A metric's value; labels are part of the name.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.page("/metrics");
         let line = text
             .lines()
@@ -231,7 +233,7 @@ impl Drop for Daemon {
 }
 
 /// Waits until something holds.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < BOUND, "waited in vain for {what}");
@@ -240,7 +242,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A byte stream of either kind.
-pub trait Wire: Read + Write + Send {
+pub(crate) trait Wire: Read + Write + Send {
     fn end_writing(&self);
 }
 
@@ -257,12 +259,12 @@ impl Wire for TcpStream {
 }
 
 /// An LMTP client. What it sends is what the test says, byte for byte.
-pub struct Lmtp {
+pub(crate) struct Lmtp {
     wire: BufReader<Box<dyn Wire>>,
 }
 
 impl Lmtp {
-    pub fn over_tcp(address: &str) -> Self {
+    pub(crate) fn over_tcp(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
         Self {
@@ -270,7 +272,7 @@ impl Lmtp {
         }
     }
 
-    pub fn over(stream: UnixStream) -> Self {
+    pub(crate) fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(BOUND)).unwrap();
         Self {
             wire: BufReader::new(Box::new(stream)),
@@ -278,7 +280,7 @@ impl Lmtp {
     }
 
     /// The last line of the next reply.
-    pub fn reply(&mut self) -> String {
+    pub(crate) fn reply(&mut self) -> String {
         loop {
             let mut line = String::new();
             self.wire.read_line(&mut line).unwrap();
@@ -288,33 +290,33 @@ impl Lmtp {
         }
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.wire.get_mut().write_all(bytes).unwrap();
     }
 
     /// As [`send`](Self::send), for a server that may be gone.
-    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.wire.get_mut().write_all(bytes)
     }
 
-    pub fn say(&mut self, command: &str) -> String {
+    pub(crate) fn say(&mut self, command: &str) -> String {
         self.send(format!("{command}\r\n").as_bytes());
         self.reply()
     }
 
-    pub fn end_writing(&mut self) {
+    pub(crate) fn end_writing(&mut self) {
         self.wire.get_ref().end_writing();
     }
 
     /// What the server says until it closes.
-    pub fn rest(&mut self) -> String {
+    pub(crate) fn rest(&mut self) -> String {
         let mut text = String::new();
         self.wire.read_to_string(&mut text).unwrap();
         text
     }
 
     /// MAIL and RCPTs; the replies to the RCPTs.
-    pub fn envelope(&mut self, recipients: &[&str]) -> Vec<String> {
+    pub(crate) fn envelope(&mut self, recipients: &[&str]) -> Vec<String> {
         assert!(
             self.say("MAIL FROM:<sender@example.test>")
                 .starts_with("250 ")
@@ -326,7 +328,7 @@ impl Lmtp {
     }
 
     /// A whole message with DATA; one reply per recipient.
-    pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
+    pub(crate) fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
         for reply in self.envelope(recipients) {
             assert!(reply.starts_with("250 "), "{reply}");
         }
@@ -336,7 +338,7 @@ impl Lmtp {
     }
 
     /// A whole message with BDAT; one reply per recipient. Any bytes pass.
-    pub fn deliver_bdat(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
+    pub(crate) fn deliver_bdat(&mut self, recipients: &[&str], message: &[u8]) -> Vec<String> {
         for reply in self.envelope(recipients) {
             assert!(reply.starts_with("250 "), "{reply}");
         }
@@ -348,25 +350,27 @@ impl Lmtp {
 
 /// As it goes behind DATA: dots doubled behind CRLF, the end. The message must end with CRLF or be
 /// empty.
-pub fn stuffed(message: &[u8]) -> Vec<u8> {
+pub(crate) fn stuffed(message: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + 16);
     let mut line_start = true;
-    for (at, byte) in message.iter().enumerate() {
+    let mut before = 0;
+    for byte in message {
         if line_start && *byte == b'.' {
             out.push(b'.');
         }
         out.push(*byte);
-        line_start = *byte == b'\n' && at > 0 && message[at - 1] == b'\r';
+        line_start = *byte == b'\n' && before == b'\r';
+        before = *byte;
     }
     out.extend_from_slice(b".\r\n");
     out
 }
 
 /// The node protocol, one request at a time.
-pub struct NodeClient(Client);
+pub(crate) struct NodeClient(Client);
 
 impl NodeClient {
-    pub fn connect(address: &Address) -> Result<Self, ClientError> {
+    pub(crate) fn connect(address: &Address) -> Result<Self, ClientError> {
         Client::connect(
             address,
             Role::Client,
@@ -377,11 +381,11 @@ impl NodeClient {
     }
 
     /// Delivers a message; one outcome per recipient.
-    pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<RecipientReply> {
+    pub(crate) fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<RecipientReply> {
         self.try_deliver(recipients, message).unwrap()
     }
 
-    pub fn try_deliver(
+    pub(crate) fn try_deliver(
         &mut self,
         recipients: &[&str],
         message: &[u8],
@@ -404,7 +408,7 @@ impl NodeClient {
         )
     }
 
-    pub fn try_list(&mut self, user: &str) -> Result<ListPage, ClientError> {
+    pub(crate) fn try_list(&mut self, user: &str) -> Result<ListPage, ClientError> {
         let request = ListRequest {
             user: Bytes::copy_from_slice(user.as_bytes()),
             mailbox: MailboxRef::Id(MailboxId::INBOX),
@@ -415,12 +419,12 @@ impl NodeClient {
     }
 
     /// How many messages a user has; 0 for one who never got any.
-    pub fn count(&mut self, user: &str) -> usize {
+    pub(crate) fn count(&mut self, user: &str) -> usize {
         self.try_list(user).map_or(0, |page| page.entries.len())
     }
 
     /// A message as it was received.
-    pub fn fetch(&mut self, user: &str, uid: u32) -> Vec<u8> {
+    pub(crate) fn fetch(&mut self, user: &str, uid: u32) -> Vec<u8> {
         let request = FetchRequest {
             user: Bytes::copy_from_slice(user.as_bytes()),
             mailbox: MailboxRef::Id(MailboxId::INBOX),
@@ -436,18 +440,18 @@ impl NodeClient {
     }
 
     /// The protocol itself.
-    pub fn inner(&mut self) -> &mut Client {
+    pub(crate) fn inner(&mut self) -> &mut Client {
         &mut self.0
     }
 }
 
 /// A message that an MTA has stamped, so that its repetition is a duplicate.
-pub fn stamped(subject: &str) -> Vec<u8> {
+pub(crate) fn stamped(subject: &str) -> Vec<u8> {
     let stamp = "Received: from mx by node id 4711; Mon, 1 Jan 2024 00:00:00 +0000";
     format!("{stamp}\r\nSubject: {subject}\r\n\r\nHello.\r\n").into_bytes()
 }
 
 /// The file behind a path.
-pub fn read(path: &Path) -> Vec<u8> {
+pub(crate) fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap()
 }

@@ -18,7 +18,7 @@ pub struct Record<'a> {
     pub head: Head,
     /// The rest.
     pub payload: Payload<'a>,
-    /// All of it, for [`super::chain`].
+    /// All of it, for [`super::chain()`].
     pub bytes: &'a [u8],
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Counted {
     pub(super) log_writes: u64,
 }
 
-/// Everything behind a [`SimDisk`].
+/// Everything behind a [`SimDisk`](super::SimDisk).
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) config: SimConfig,
