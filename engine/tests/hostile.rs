@@ -2,6 +2,7 @@
 //! on; it neither panics nor hangs nor serves what is not true.
 mod testkit;
 
+use bytes::Bytes;
 use ringpost_engine::config::ShardConfig;
 use ringpost_engine::error::OpenError;
 use ringpost_engine::format::crc;
@@ -212,4 +213,54 @@ fn a_log_of_a_newer_minor_version_is_read() {
     assert_eq!(bench.mailbox("bob")[&1].1, text);
     bench.checkpoint();
     assert_eq!(bench.mailbox("bob")[&1].1, text);
+}
+
+/// A connection that is lost while a piece is being written: its place is free again.
+#[test]
+fn stages_dropped_while_they_are_busy_do_not_add_up() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    for number in 0..1_100 {
+        let stage = bench.stage_begin().expect("a place is free");
+        let data = Bytes::from_static(b"a line\n");
+        let written = bench.submit(Request::StageWrite { stage, data });
+        written.expect("taken");
+        let now = bench.now();
+        let dropped = bench.shard.submit(now, Request::StageDrop { stage });
+        dropped.unwrap_or_else(|refused| panic!("{number}: {refused}"));
+        bench.settle();
+        bench.events.clear();
+    }
+    bench.drain();
+    let left = bench.disk.list(&RelPath::stage(0, 0).parent());
+    assert_eq!(left, []);
+}
+
+/// A caller that forgets a stage file too early loses that message, not the store.
+#[test]
+fn a_stage_file_that_is_gone_refuses_its_message_only() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    bench.deliver(&["bob"], 1, &message(1, 300));
+    let text = message(2, 9_000);
+    let body = bench.stage(2, &text).expect("staged");
+    let stage = body.stage;
+    let now = bench.now();
+    let dropped = bench.shard.submit(now, Request::StageDrop { stage });
+    dropped.expect("taken");
+    let group = Bench::group(&["bob", "eve"], 2, Body::Staged(body));
+    let ticket = bench.submit(Request::Append(group)).expect("taken");
+    bench.settle();
+    for outcome in bench.outcomes(ticket) {
+        assert!(
+            matches!(outcome, Outcome::Refused(Refused::Repairing(_))),
+            "{outcome:?}"
+        );
+    }
+    let outcomes = bench.deliver_large(&["bob", "eve"], 2, &text);
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Stored { .. })),
+        "{outcomes:?}"
+    );
+    assert_eq!(bench.mailbox("bob").len(), 2);
 }

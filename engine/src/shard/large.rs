@@ -104,15 +104,19 @@ impl<I: Io> Shard<I> {
             return Ok(());
         };
         if let Err(Failed { error, .. }) = result {
-            let this_one = error.is_no_space() || matches!(error.errno, libc::EMLINK | libc::EXDEV);
-            if !this_one {
-                return Err(error);
-            }
+            // The stage file or the user's directory is gone: nothing was promised of either.
+            let gone = large.step == Step::Link && error.is_not_found();
+            let no_room = error.is_no_space() || matches!(error.errno, libc::EMLINK | libc::EXDEV);
+            let why = match (gone, no_room) {
+                (true, _) => Refused::Repairing(Arc::new(error.corrupt())),
+                (false, true) => Refused::DiskFull,
+                (false, false) => return Err(error),
+            };
             self.space.refused |= error.is_no_space();
             let (append, recipient) = (large.append, large.recipient);
             self.larges.remove(key);
             self.drop_reserved(append, recipient);
-            self.settle(append, recipient, Outcome::Refused(Refused::DiskFull));
+            self.settle(append, recipient, Outcome::Refused(why));
             self.step_done(append);
             return Ok(());
         }

@@ -42,6 +42,8 @@ struct Stage {
     staged: u64,
     written_back: u64,
     step: Step,
+    /// Forgotten by its caller while an op was in flight: it goes when that ends.
+    dropped: bool,
 }
 
 /// What is awaited.
@@ -110,6 +112,7 @@ impl<I: Io> Shard<I> {
                 staged: 0,
                 written_back: 0,
                 step: Step::Opening(ticket),
+                dropped: false,
             },
         );
         Ok(())
@@ -218,7 +221,8 @@ impl<I: Io> Shard<I> {
             return;
         };
         if !matches!(stage.step, Step::Idle | Step::Done) {
-            // Its op owns the file until it ends; the name goes then.
+            // Its op owns the file until it ends.
+            stage.dropped = true;
             return;
         }
         if let Some(stage) = self.stages.open.remove(&id) {
@@ -231,15 +235,23 @@ impl<I: Io> Shard<I> {
     }
 
     /// An op of a stage file ended. No space refuses the message; any other error is fatal.
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one arm a step, in the order of a message's life"
-    )]
     pub(super) fn stage_step(
         &mut self,
         id: StageId,
         result: Result<Done, Failed>,
     ) -> Result<(), IoError> {
+        self.stage_ended(id, result)?;
+        if self.stages.open.get(&id).is_some_and(|stage| stage.dropped) {
+            self.stage_drop(id);
+        }
+        Ok(())
+    }
+
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm a step, in the order of a message's life"
+    )]
+    fn stage_ended(&mut self, id: StageId, result: Result<Done, Failed>) -> Result<(), IoError> {
         let Some(stage) = self.stages.open.get_mut(&id) else {
             return Ok(());
         };

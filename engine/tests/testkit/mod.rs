@@ -15,11 +15,12 @@ use ringpost_engine::error::OpenError;
 use ringpost_engine::format::store_file::{StoreFile, StoreId};
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, SimConfig, SimDisk, SimIo};
+use ringpost_engine::large::StagedBody;
 use ringpost_engine::mbox::{View, restore};
 use ringpost_engine::prepare::{PrepareOptions, PreparedBody, Preparer, Push};
 use ringpost_engine::request::{
     AppendGroup, Body, Dedupe, Event, Fetched, ListPage, MonotonicNs, Now, Origin, Outcome,
-    Recipient, Refused, Request, Ticket,
+    Recipient, Refused, Request, StageId, Ticket,
 };
 use ringpost_engine::{Shard, ShardIdentity};
 use ringpost_netproto::id::{Guid, MailboxId, NodeId, PartitionId, Uid, WallNs};
@@ -374,17 +375,35 @@ impl Bench {
         number: u64,
         message: &[u8],
     ) -> Option<Vec<Outcome>> {
-        let internal_date = WallNs::new(WALL + number * 1_000_000_000);
-        let sender = Bytes::from_static(b"sender@example.test");
+        let body = self.stage(number, message)?;
+        let stage = body.stage;
+        let group = Self::group(users, number, Body::Staged(body));
+        let Event::Appended { outcomes, .. } = self.ask(Request::Append(group))? else {
+            return None;
+        };
+        let now = self.now();
+        let dropped = self.shard.submit(now, Request::StageDrop { stage });
+        assert!(dropped.is_ok() || self.disk.is_crashed(), "{dropped:?}");
+        self.poll();
+        Some(outcomes)
+    }
+
+    /// An open stage file; `None` if it was refused or the disk crashed.
+    pub(crate) fn stage_begin(&mut self) -> Option<StageId> {
         let begin = Request::StageBegin {
             size_hint: None,
-            sender,
-            internal_date,
+            sender: Bytes::from_static(b"sender@example.test"),
+            internal_date: WallNs::new(WALL),
         };
         let Event::StageBegun { result, .. } = self.ask(begin)? else {
             return None;
         };
-        let stage = result.ok()?;
+        result.ok()
+    }
+
+    /// A message in a finished stage file; `None` if it was refused or the disk crashed on the way.
+    pub(crate) fn stage(&mut self, number: u64, message: &[u8]) -> Option<Arc<StagedBody>> {
+        let stage = self.stage_begin()?;
         let mut preparer = preparer();
         for chunk in message.chunks(3_001) {
             if preparer.push(chunk).expect("within the limit") == Push::ExpandSpilled {
@@ -420,15 +439,7 @@ impl Bench {
         let Event::Staged { result, .. } = self.ask(finish)? else {
             return None;
         };
-        let group = Self::group(users, number, Body::Staged(result.ok()?));
-        let Event::Appended { outcomes, .. } = self.ask(Request::Append(group))? else {
-            return None;
-        };
-        let now = self.now();
-        let dropped = self.shard.submit(now, Request::StageDrop { stage });
-        assert!(dropped.is_ok() || self.disk.is_crashed(), "{dropped:?}");
-        self.poll();
-        Some(outcomes)
+        result.ok()
     }
 
     /// Submits a request and waits for its answer; `None` if there is none.
