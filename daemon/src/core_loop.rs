@@ -1,7 +1,7 @@
 //! One core: a pinned thread with a runtime, a shard, and the connections that were handed to it.
 //!
 //! Tasks put requests to the shard with [`Core::ask`]; all that is ready in a turn is collected, then
-//! one [`Core::turn`] polls the shard, which seals what was collected as one batch. Answers come from
+//! one `Core::turn` polls the shard, which seals what was collected as one batch. Answers come from
 //! the turn or from the mesh, never from within `ask`, so no state is borrowed twice. What waits for
 //! an answer is a [`Waiter`]: this core's deliveries and readers, or another core.
 //!

@@ -12,7 +12,7 @@
 //! came from a tokio listener must be set to blocking first.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 
@@ -57,6 +57,16 @@ pub enum Socket {
     Tcp(std::net::TcpStream),
     /// From this machine.
     Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    /// A few last words before it is closed. They fit the buffer of a socket that is new.
+    pub fn say(&self, words: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => (&*socket).write_all(words),
+            Self::Unix(socket) => (&*socket).write_all(words),
+        }
+    }
 }
 
 /// A connected socket on this core's ring. One task reads, one writes.

@@ -1,6 +1,5 @@
 //! How a node starts and ends: clear sentences and exit codes, drain, reload, and what it says about
 //! itself.
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod testkit;
 

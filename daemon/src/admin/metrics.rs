@@ -1,5 +1,5 @@
 //! The metrics of mail.md 11 in `OpenMetrics` text. Numbers of the cores are added up at each scrape;
-//! nothing is counted twice and no user is a label. [`NAMES`] is what docs/OPERATING.md must list.
+//! nothing is counted twice and no user is a label. Their names are what docs/OPERATING.md must list.
 
 use std::fmt;
 

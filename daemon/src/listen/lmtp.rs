@@ -1,4 +1,4 @@
-//! LMTP's door: the session of [`lmtp`](crate::lmtp) on one side, a delivery at a time on the other.
+//! LMTP's door: the session of [`crate::lmtp`] on one side, a delivery at a time on the other.
 //!
 //! Replies after the dot go out one by one as recipients are answered. While an answer is owed the
 //! socket is not read, so a client that pipelines fills the kernel's buffers and not ours.
@@ -238,7 +238,8 @@ impl Session for LmtpDoor {
 
     fn is_finished(&self) -> bool {
         let session = self.session.borrow();
-        session.is_closed() || (self.input_ended.get() && session.takes_input())
+        let all_taken = session.takes_input() && self.input.borrow().is_empty();
+        session.is_closed() || (self.input_ended.get() && all_taken)
     }
 
     fn tick(&self, now: MonotonicNs, idle_ns: u64) {

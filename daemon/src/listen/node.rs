@@ -315,8 +315,17 @@ impl Session for NodeSession {
     }
 
     fn is_finished(&self) -> bool {
-        let nothing_more = self.input_ended.get() || self.closing.get();
-        self.session.borrow().is_ended() || (nothing_more && self.is_idle())
+        if self.session.borrow().is_ended() {
+            return true;
+        }
+        // A message whose end can come no more is waited for by nobody.
+        let answers_owed = self
+            .messages
+            .borrow()
+            .values()
+            .any(|open| open.ended_at.is_some());
+        let only_halves = !answers_owed && self.reads.borrow().is_empty();
+        (self.input_ended.get() && only_halves) || (self.closing.get() && self.is_idle())
     }
 
     fn tick(&self, now: MonotonicNs, idle_ns: u64) {

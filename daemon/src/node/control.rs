@@ -19,6 +19,7 @@ use crate::admin::{self, Source, Survey};
 use crate::config::{Address, Config, ConfigError, Reload};
 use crate::letter::{CoreReport, Door, Guest, Letter, Place, Settings, Word};
 use crate::listen::{self, Listener};
+use crate::lmtp::Reply;
 use crate::mesh::Wake;
 use crate::rt::{self, Socket};
 use crate::status;
@@ -66,6 +67,8 @@ struct Control {
     next_core: Cell<usize>,
     places: Arc<()>,
     connections_max: usize,
+    /// Connections turned away since the last that was not: only the first is logged.
+    turned_away: Cell<u64>,
 }
 
 struct Gathering {
@@ -120,6 +123,7 @@ async fn main(
         next_core: Cell::new(0),
         places: Arc::new(()),
         connections_max,
+        turned_away: Cell::new(0),
     });
     let letters = spawn_local(read_mail(Rc::clone(&control), wake));
     let end = control.live(&mut words, start).await;
@@ -138,7 +142,10 @@ impl Control {
         if !self.await_serving(words, &mut signals).await? {
             return Ok(());
         }
-        let acceptors = self.accept(listeners);
+        let mut tasks = self.accept(listeners);
+        if let Some(period) = sd_notify::watchdog_enabled() {
+            tasks.push(spawn_local(feed_watchdog(Rc::clone(self), period)));
+        }
         tell_systemd(&[NotifyState::Ready]);
         tracing::info!(
             cores = self.cores,
@@ -159,7 +166,7 @@ impl Control {
                 },
             }
         }
-        self.end(words, &mut signals, acceptors).await
+        self.end(words, &mut signals, tasks).await
     }
 
     /// Until all shards are open. False: a signal came first.
@@ -239,12 +246,10 @@ impl Control {
         let place = Place(Arc::clone(&self.places));
         // Two counts are not guests: `places` itself and the one just made.
         if Arc::strong_count(&self.places) - 2 >= self.connections_max {
-            tracing::warn!(
-                door = door.name(),
-                "connections_max is reached; one was closed"
-            );
+            self.turn_away(door, &socket);
             return;
         }
+        self.turned_away.set(0);
         let (peer, trust) = listen::introduce(&socket, &self.config);
         let core = self.next_core.get();
         self.next_core.set((core + 1) % self.cores);
@@ -260,6 +265,21 @@ impl Control {
             .send(core, Letter::Guest(Box::new(guest)));
     }
 
+    /// Closes a connection that is one too many; says so where the protocol has words for it.
+    fn turn_away(&self, door: Door, socket: &Socket) {
+        if self.turned_away.replace(self.turned_away.get() + 1) == 0 {
+            let most = self.connections_max;
+            tracing::warn!(door = door.name(), most, "too many connections; more are closed");
+        }
+        if door == Door::Lmtp {
+            let mut words = Vec::new();
+            Reply::too_many_connections().encode(&mut words);
+            if let Err(error) = socket.say(&words) {
+                tracing::debug!(%error, "a connection that is one too many");
+            }
+        }
+    }
+
     fn send_all(&self, letter: impl Fn() -> Letter) {
         let mut endpoint = self.endpoint.borrow_mut();
         (0..self.cores).for_each(|core| endpoint.send(core, letter()));
@@ -270,13 +290,13 @@ impl Control {
         &self,
         words: &mut Words,
         signals: &mut Signals,
-        acceptors: Vec<JoinHandle<()>>,
+        tasks: Vec<JoinHandle<()>>,
     ) -> Result<(), NodeError> {
         tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
         tracing::info!("draining");
         self.closing.set(true);
-        for acceptor in acceptors {
-            acceptor.abort();
+        for task in tasks {
+            task.abort();
         }
         self.send_all(|| Letter::CloseDoors);
         let mut quiet = 0;
@@ -507,6 +527,16 @@ async fn accept_admin(control: Rc<Control>, listener: Listener) {
                 complain(&mut complained, &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// systemd hears of us only while every core answers (mail.md 11).
+async fn feed_watchdog(control: Rc<Control>, period: Duration) {
+    loop {
+        tokio::time::sleep(period / 3).await;
+        if control.reports().await.len() == control.cores {
+            tell_systemd(&[NotifyState::Watchdog]);
         }
     }
 }
