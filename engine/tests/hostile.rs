@@ -4,13 +4,16 @@ mod testkit;
 
 use bytes::Bytes;
 use ringpost_engine::config::ShardConfig;
-use ringpost_engine::error::OpenError;
+use ringpost_engine::error::{CorruptReason, OpenError};
 use ringpost_engine::format::crc;
 use ringpost_engine::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
-use ringpost_engine::format::log_file::LOG_HEADER_BYTES;
+use ringpost_engine::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
 use ringpost_engine::format::record::RECORD_HEADER_BYTES;
+use ringpost_engine::format::store_file::StoreId;
+use ringpost_engine::format::superblock::{Pair, Superblock};
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, SimConfig};
+use ringpost_engine::position::Lsn;
 use ringpost_engine::request::{Body, Outcome, Refused, Request};
 use ringpost_engine::store::{Store, StoreOptions};
 use ringpost_netproto::id::NodeId;
@@ -186,6 +189,32 @@ fn a_change_of_cores_on_a_full_disk_ends_with_a_reason() {
     disk.configure(|config| config.capacity_bytes = None);
     let changed = store.change_layout(&config, [1; 16], || Ok(disk.io()), || now_of(&disk));
     assert!(changed.is_ok(), "{changed:?}");
+}
+
+/// A sum must not overflow on what a file claims under a good checksum.
+#[test]
+fn absurd_counters_in_headers_are_refused() {
+    let bench = Bench::new(ShardConfig::tiny());
+    let store = StoreId::new([9; 16]);
+    let bytes = bench.disk.read(&RelPath::superblock(0)).expect("made");
+    let pair = Pair::open(&bytes, store, 0).expect("both are good");
+    for absurd in 0..5 {
+        let mut copy = pair.current.clone();
+        match absurd {
+            0 => copy.sequence = u64::MAX,
+            1 => copy.checkpoint_lsn = Lsn::new(u64::MAX - 4_095),
+            2 => copy.dedupe_next = u64::MAX,
+            3 => copy.parts_sequence = u64::MAX,
+            _ => copy.boots = u32::MAX,
+        }
+        let opened = Superblock::open(copy.seal().as_slice(), store, 0);
+        assert!(matches!(opened, Err(CorruptReason::Value(_))), "{absurd}");
+    }
+    let bytes = bench.disk.read(&RelPath::log_file(0, 1)).expect("made");
+    let mut header = LogFileHeader::open(&bytes, store, 0).expect("armed");
+    header.start_lsn = Lsn::new(u64::MAX - 4_095);
+    let opened = LogFileHeader::open(header.seal().as_slice(), store, 0);
+    assert!(matches!(opened, Err(CorruptReason::Value(_))));
 }
 
 /// FORMAT.md promises: of a newer minor version, read. Its reserved bytes mean something to it.

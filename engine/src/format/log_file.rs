@@ -5,7 +5,7 @@ use ringpost_netproto::id::WallNs;
 use zerocopy::little_endian::{U32, U64};
 
 use super::store_file::StoreId;
-use super::{BLOCK_HEADER_BYTES, Layout, Version, read_prefix, write_prefix};
+use super::{BLOCK_HEADER_BYTES, COUNTER_MAX, Layout, Version, read_prefix, write_prefix};
 use crate::error::CorruptReason;
 use crate::position::Lsn;
 
@@ -85,6 +85,9 @@ impl LogFileHeader {
         }
         if !raw.start_lsn.get().is_multiple_of(4096) {
             return Err(CorruptReason::Value("start_lsn is not a multiple of 4096"));
+        }
+        if raw.start_lsn.get() > COUNTER_MAX || raw.sequence.get() > COUNTER_MAX {
+            return Err(CorruptReason::Value("start_lsn or sequence is used up"));
         }
         Ok(Self {
             store,

@@ -127,6 +127,10 @@ on_disk! {
     }
 }
 
+/// Positions and sequence numbers of a log are at most this, so that sums of what a file claims do not
+/// overflow. At 10 GB a second a log gets there after 14 years.
+pub(crate) const COUNTER_MAX: u64 = 1 << 62;
+
 /// Where the checksum of a file header begins to cover.
 const COVERED_FROM: usize = 12;
 

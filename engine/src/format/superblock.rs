@@ -8,7 +8,7 @@ use ringpost_netproto::placement::PartitionCount;
 use zerocopy::little_endian::{U32, U64};
 
 use super::store_file::StoreId;
-use super::{BLOCK_HEADER_BYTES, Layout, Version, read_prefix, write_prefix};
+use super::{BLOCK_HEADER_BYTES, COUNTER_MAX, Layout, Version, read_prefix, write_prefix};
 use crate::error::CorruptReason;
 use crate::position::Lsn;
 
@@ -158,6 +158,17 @@ impl Superblock {
         if !raw.checkpoint_lsn.get().is_multiple_of(4096) {
             return Err(CorruptReason::Value(
                 "checkpoint_lsn is not a multiple of 4096",
+            ));
+        }
+        let counters = [
+            raw.sequence.get(),
+            raw.checkpoint_lsn.get(),
+            raw.dedupe_next.get(),
+            raw.parts_sequence.get(),
+        ];
+        if counters.iter().any(|counter| *counter > COUNTER_MAX) || raw.boots.get() == u32::MAX {
+            return Err(CorruptReason::Value(
+                "a counter of the superblock is used up",
             ));
         }
         Ok(Self {
