@@ -331,6 +331,8 @@ fn a_client_that_stops_in_the_middle_leaves_nothing() {
         let mut stream = UnixStream::connect(&daemon.node).unwrap();
         stream.write_all(b"RP").unwrap();
         drop(stream);
+        let half = if large { 600_000 } else { 100 };
+        daemon.client().deliver_half(&["bob@example.test"], half);
     }
     until("all connections to be gone", || {
         let node = daemon.metric("ringpost_connections{door=\"node\"}");

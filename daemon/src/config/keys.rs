@@ -257,7 +257,8 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "connections_max",
         default: "10000",
-        doc: "Connections at a time, all doors together. Further ones are closed at once.",
+        doc: "Connections at a time, all doors together, and never more than half of the open-file \
+              limit. Further ones are closed at once.",
         reload: Reload::Restart,
         set: |config, text| number(text, 1, 1_000_000).map(|value| config.connections_max = value),
         show: |config| config.connections_max.to_string(),

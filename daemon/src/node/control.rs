@@ -269,7 +269,11 @@ impl Control {
     fn turn_away(&self, door: Door, socket: &Socket) {
         if self.turned_away.replace(self.turned_away.get() + 1) == 0 {
             let most = self.connections_max;
-            tracing::warn!(door = door.name(), most, "too many connections; more are closed");
+            tracing::warn!(
+                door = door.name(),
+                most,
+                "too many connections; more are closed"
+            );
         }
         if door == Door::Lmtp {
             let mut words = Vec::new();

@@ -390,22 +390,24 @@ impl NodeClient {
         recipients: &[&str],
         message: &[u8],
     ) -> Result<Vec<RecipientReply>, ClientError> {
-        let recipient = |address: &&str| DeliverRecipient {
-            address: Bytes::copy_from_slice(address.as_bytes()),
-            mailbox: None,
-        };
-        let request = DeliverRequest {
-            sender: Bytes::from_static(b"sender@example.test"),
-            recipients: recipients.iter().map(recipient).collect(),
-            queue_id: Bytes::new(),
-            deadline_ms: 0,
-            size_hint: None,
-        };
+        let request = deliver_request(recipients);
         self.0.deliver(
             &request,
             &Bytes::copy_from_slice(message),
             Deadline::after(BOUND),
         )
+    }
+
+    /// Begins a message, sends so many bytes of it, and is gone.
+    pub(crate) fn deliver_half(mut self, recipients: &[&str], bytes: usize) {
+        let request = deliver_request(recipients);
+        let id = self.0.session_mut().deliver_begin(&request).unwrap();
+        let data = Bytes::from(vec![b'x'; bytes]);
+        self.0.session_mut().deliver_data(id, data).unwrap();
+        until("half a message to be sent", || {
+            self.0.advance().unwrap();
+            self.0.session_mut().transmit_backlog() == 0
+        });
     }
 
     pub(crate) fn try_list(&mut self, user: &str) -> Result<ListPage, ClientError> {
@@ -442,6 +444,20 @@ impl NodeClient {
     /// The protocol itself.
     pub(crate) fn inner(&mut self) -> &mut Client {
         &mut self.0
+    }
+}
+
+fn deliver_request(recipients: &[&str]) -> DeliverRequest {
+    let recipient = |address: &&str| DeliverRecipient {
+        address: Bytes::copy_from_slice(address.as_bytes()),
+        mailbox: None,
+    };
+    DeliverRequest {
+        sender: Bytes::from_static(b"sender@example.test"),
+        recipients: recipients.iter().map(recipient).collect(),
+        queue_id: Bytes::new(),
+        deadline_ms: 0,
+        size_hint: None,
     }
 }
 
