@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal as NixSignal};
 use sd_notify::NotifyState;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -564,6 +565,13 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        // Whoever started us may have blocked them, and a mask is inherited: the node would never
+        // drain.
+        let mut ours = SigSet::empty();
+        for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP] {
+            ours.add(signal);
+        }
+        ours.thread_unblock()?;
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
