@@ -4,8 +4,10 @@
 use std::sync::PoisonError;
 
 use anyhow::Context as _;
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 #[expect(
     clippy::disallowed_types,
@@ -13,23 +15,20 @@ use nix::unistd::Pid;
 )]
 static RUNNING: std::sync::Mutex<Vec<Pid>> = std::sync::Mutex::new(Vec::new());
 
-/// From here on signals are taken by a thread of their own. To be called before other threads are
-/// made: they inherit that the signals are blocked. Programs that are started do not.
+/// From here on signals are told to a thread of their own by handlers, which a program that is started
+/// does not inherit. Blocking them would be inherited, and a daemon that never sees SIGTERM never
+/// drains.
 pub(crate) fn watch() -> anyhow::Result<()> {
-    let mut ends = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        ends.add(signal);
-    }
-    ends.thread_block().context("cannot block signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot watch signals")?;
     std::thread::spawn(move || {
-        let Ok(signal) = ends.wait() else {
+        let Some(signal) = signals.forever().next() else {
             return;
         };
         for pid in running().drain(..) {
             // It may have ended by itself.
             kill(pid, Signal::SIGKILL).ok();
         }
-        ends.thread_unblock().and_then(|()| raise(signal)).ok();
+        signal_hook::low_level::emulate_default_handler(signal).ok();
     });
     Ok(())
 }
@@ -46,4 +45,23 @@ pub(crate) fn forget(pid: Pid) {
 
 fn running() -> std::sync::MutexGuard<'static, Vec<Pid>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_do_not_inherit_blocked_signals() {
+        watch().unwrap();
+        let output = std::process::Command::new("grep")
+            .args(["^SigBlk:", "/proc/self/status"])
+            .output()
+            .unwrap();
+        let line = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(
+            line.trim_start_matches("SigBlk:").trim(),
+            "0000000000000000"
+        );
+    }
 }
