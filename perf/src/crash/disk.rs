@@ -3,6 +3,9 @@
 //!
 //! Measured on ext4: synced data stays, unsynced data and names are gone, about a second a cycle. It
 //! is no power cut of the device itself: a device's volatile cache is not modelled (storage.md 12.3).
+//!
+//! The mount lives in a mount namespace of this thread's own, and of the programs it starts: however
+//! the rig ends, the kernel takes mount and loop device away with its last process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -59,6 +62,12 @@ impl Disk {
     ) -> anyhow::Result<Result<Self, NoDisk>> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(impossible("mounting wants root"));
+        }
+        if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS) {
+            return Ok(impossible(&format!("a mount namespace: {errno}")));
+        }
+        if let Err(why) = run(Command::new("mount").args(["--make-rprivate", "/"])) {
+            return Ok(impossible(&format!("{why:#}")));
         }
         let image = folder.join("disk");
         let mount = folder.join("mnt");
