@@ -270,10 +270,16 @@ pub(crate) struct Fresh<'a> {
     pub(crate) users_count: usize,
     /// "Later" was the answer, with the first reasons.
     pub(crate) refusals: &'a mut BTreeMap<String, u64>,
+    /// After so many more refusals nothing new is sent: a dying daemon refuses as fast as it can, and
+    /// each of these would have to be sent again.
+    pub(crate) refusals_left: u64,
 }
 
 impl Post for Fresh<'_> {
     fn next(&mut self, door: Door) -> Option<Letter> {
+        if self.refusals_left == 0 {
+            return None;
+        }
         let place = usize::from(door == Door::Lmtp);
         let serial = *self.serials.get(place)?;
         *self.serials.get_mut(place)? += 2;
@@ -298,6 +304,7 @@ impl Post for Fresh<'_> {
             (Some(duplicate), _) => self.ledger.acknowledged(letter.serial, position, duplicate),
             (None, Outcome::Refused(why)) => {
                 *self.refusals.entry(why.clone()).or_default() += 1;
+                self.refusals_left = self.refusals_left.saturating_sub(1);
             }
             (None, _) => {}
         }
