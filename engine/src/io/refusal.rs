@@ -39,7 +39,7 @@ pub(crate) fn no_ring(errno: i32, around: Surroundings) -> OpenError {
              forbids it; allow the system calls io_uring_setup, io_uring_enter and \
              io_uring_register to this process"
             .to_owned(),
-        (libc::ENOSYS, _) => "the kernel does not have it, or a sandbox hides it; use Linux 5.15 \
+        (libc::ENOSYS, _) => "the kernel does not have it, or a sandbox hides it; use Linux 6.0 \
              or newer with CONFIG_IO_URING, and allow the system call io_uring_setup"
             .to_owned(),
         (libc::EMFILE, _) => format!(
@@ -55,7 +55,7 @@ pub(crate) fn no_ring(errno: i32, around: Surroundings) -> OpenError {
              cause, raise it (`ulimit -l`, LimitMEMLOCK= in a systemd unit)",
             around.locked_bytes
         ),
-        (libc::EINVAL, _) => "the kernel is too old; use Linux 5.15 or newer".to_owned(),
+        (libc::EINVAL, _) => "the kernel is too old; use Linux 6.0 or newer".to_owned(),
         (errno, _) => format!(
             "its set-up failed: {} (errno {errno})",
             nix::errno::Errno::from_raw(errno).desc()
@@ -79,7 +79,7 @@ mod tests {
             (libc::EMFILE, Some(0), "limit of 1024 open files"),
             (libc::ENFILE, Some(0), "fs.file-max"),
             (libc::ENOMEM, Some(0), "65536 bytes"),
-            (libc::EINVAL, Some(0), "5.15"),
+            (libc::EINVAL, Some(0), "6.0"),
             (libc::EIO, Some(0), "errno 5"),
         ] {
             let around = Surroundings {

@@ -590,7 +590,7 @@ fn probe(ring: &IoUring, fail: impl Fn(&std::io::Error) -> OpenError) -> Result<
     }
     Err(OpenError::NoRing {
         reason: format!(
-            "the kernel lacks {}; use Linux 5.15 or newer",
+            "the kernel lacks {}; use Linux 6.0 or newer",
             missing.join(", ")
         ),
     })

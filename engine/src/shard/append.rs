@@ -3,6 +3,8 @@
 //!
 //! Two passes over the recipients of a group: decide (refuse, duplicate, store), then encode.
 //! Nothing is refused after the first byte is encoded, so there is no code to take anything back.
+//! Longer than a file should be: publishing and the encoders of each kind of record want to become
+//! files of their own.
 
 use std::rc::Rc;
 use std::sync::Arc;
