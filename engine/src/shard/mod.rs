@@ -2,16 +2,18 @@
 //!
 //! A shard never blocks after it was opened, knows no clock and draws nothing at random: time and
 //! seed are arguments. It belongs to one thread. What it promises stands in the crate's docs; where
-//! each part of it lives: `append` (batches), `large` and `stage` (messages with a file of their
+//! each part of it lives: `append`, `encode` and `publish` (batches), `large` and `stage` (messages with a file of their
 //! own), `load` (users from disk), `read` (list and fetch), `checkpoint`, `open` (recovery).
 //! Descends from the thesis's work list and operation threads (3.1.3.1, 3.1.3.2).
 
 mod append;
 mod checkpoint;
+mod encode;
 mod large;
 mod load;
 mod open;
 mod partitions;
+mod publish;
 mod read;
 mod stage;
 

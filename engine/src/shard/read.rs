@@ -11,8 +11,8 @@ use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::placement::UserKey;
 
 use super::Shard;
-use super::append::message_of;
 use super::load::Wants;
+use super::publish::message_of;
 use crate::error::{Corrupt, CorruptReason, IoError};
 use crate::format::crc;
 use crate::format::info::{ALL_CRLF, Msg, NO_FINAL_NEWLINE, OWN_FILE};

@@ -1,0 +1,453 @@
+//! Records of an append into the open batch: bodies, deliveries, and what makes a user
+//! (storage.md 3.6, 4.1). Everything was decided before: nothing here is refused or taken back.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use ringpost_netproto::id::{MailboxId, Modseq, Uid, UidValidity};
+use smallvec::SmallVec;
+
+use super::Shard;
+use super::append::{Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, line_flags, seconds};
+use crate::format::crc;
+use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT};
+use crate::format::record::{
+    BODY_STORED_AT, BodyParts, DeliverParts, Encoder, Group, Head, Placed, RecordType,
+};
+use crate::format::store_line::StoreLine;
+use crate::index::apply_mailbox;
+use crate::io::Io;
+use crate::mbox;
+use crate::pending::{Entry, LargeMail, PendingBody, SmallMail, What};
+use crate::position::Lsn;
+use crate::prepare::{PreparedBody, Summary};
+use crate::request::{Body, Dedupe, Now, Outcome, Recipient, Refused};
+use crate::user::{Existence, Tail};
+
+impl<I: Io> Shard<I> {
+    /// Second pass: records for `chunk` into the open batch, which has room for them.
+    pub(super) fn encode(&mut self, now: Now, index: usize, chunk: &[usize], body: &Body) {
+        let append = self.appends.get_mut(index).expect("an open append");
+        append.parts += 1;
+        let group = append.group.clone();
+        let users = append.users.clone();
+        let segments = append.segments.clone();
+        let cache_crc = crc::of(body.cache());
+        let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
+        let placed_body = match body {
+            Body::Small(small) => Some(self.encode_body(small)),
+            Body::Staged(_) => None,
+        };
+        let mut done: SmallVec<[Decided; 1]> = SmallVec::new();
+        for (nth, recipient_at) in chunk.iter().enumerate() {
+            let recipient = group
+                .recipients
+                .get(*recipient_at)
+                .expect("chosen among them");
+            let user = *users.get(*recipient_at).expect("as many as recipients");
+            let last = nth + 1 == chunk.len();
+            let mut entries = SmallVec::new();
+            self.encode_creation(now, user, recipient, &mut entries);
+            let one = One {
+                user,
+                recipient,
+                sender: &group.sender,
+                batch_lsn,
+                cache_crc,
+                group: if last { Group::Ends } else { Group::GoesOn },
+            };
+            let (uid, modseq) = match (body, &placed_body) {
+                (Body::Small(small), Some((at, pending))) => {
+                    self.encode_small(&one, small, *at, pending, &mut entries)
+                }
+                (Body::Staged(staged), _) => {
+                    let segment = segments.get(*recipient_at).copied().flatten();
+                    let segment = segment.expect("reserved when it was linked");
+                    self.encode_large(&one, staged, segment, &mut entries)
+                }
+                (Body::Small(_), None) => unreachable!("a small body was just encoded"),
+            };
+            if recipient.dedupe == Dedupe::Yes {
+                let key = self.dedupe_key(user, recipient, body.summary());
+                self.window
+                    .insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
+            }
+            let kind = DecidedKind::Stored { uid, modseq };
+            done.push(Decided {
+                recipient: *recipient_at,
+                kind,
+                entries,
+            });
+            self.set_outcome(index, *recipient_at, Outcome::Refused(Refused::Stopped));
+        }
+        let recipients = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        let marks = std::mem::take(&mut self.marks);
+        let dedupe_next = self.window.next();
+        let batch = self.log.open_batch_mut().expect("room was made");
+        batch.attach(
+            Part {
+                append: index,
+                done,
+                marks,
+                dedupe_next,
+            },
+            recipients,
+        );
+    }
+
+    fn encode_body(&mut self, body: &PreparedBody) -> (usize, Rc<PendingBody>) {
+        let parts = BodyParts {
+            cache: &body.cache,
+            stored: &body.stored,
+            stored_crc: body.summary.stored_crc,
+        };
+        let head = Head::unowned(Group::GoesOn, body.summary.stored_crc);
+        let batch = self.log.open_batch_mut().expect("room was made");
+        let placed = batch.encode(|encoder| encoder.body(&head, &parts));
+        let stored_at = crate::format::frame::FRAME_HEADER_BYTES
+            + placed.at
+            + BODY_STORED_AT
+            + body.cache.len();
+        let lsn = batch
+            .lsn()
+            .after(u64::try_from(stored_at).expect("inside a frame"));
+        let len = u32::try_from(body.stored.len()).expect("below large_bytes");
+        let memory = Some(body.stored.clone());
+        (
+            placed.at,
+            self.bodies.add(memory, lsn, len, body.summary.stored_crc),
+        )
+    }
+
+    /// Records that make an absent user and its first mailboxes.
+    fn encode_creation(
+        &mut self,
+        now: Now,
+        index: usize,
+        recipient: &Recipient,
+        entries: &mut SmallVec<[Entry; 1]>,
+    ) {
+        let epoch = self.epoch;
+        let user = self.users.get_mut(index);
+        let seed = user.seed(1);
+        let Some(live) = user.live_mut() else { return };
+        if live.tail.existence == Existence::Created {
+            return;
+        }
+        let tail = &mut live.tail;
+        tail.existence = Existence::Created;
+        let modseq = next_modseq(tail, epoch);
+        let name = Bytes::copy_from_slice(recipient.user.name());
+        let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
+        let slot = tail.next_slot;
+        assert_eq!(slot, FIRST_SLOT, "an absent user has no runs");
+        let mut runs = Vec::with_capacity(4 * SLOT);
+        for (mailbox, name, special_use) in FIRST_MAILBOXES {
+            let uidvalidity = (tail.uidvalidity_max + 1).max(seconds(now.wall));
+            let run = Mailbox {
+                op: MailboxOp::Create,
+                special_use,
+                mailbox,
+                uidvalidity: UidValidity::new(uidvalidity),
+                modseq,
+                lsn: batch_lsn,
+                uidnext: 1,
+                highest_modseq: 0,
+                time: now.wall,
+                name,
+            };
+            run.encode(seed, tail.next_slot, &mut runs);
+            tail.next_slot += u32::try_from(run.encoded_len() / SLOT).expect("a short name");
+            apply_mailbox(tail, &run);
+        }
+        let head = self.head(index, MailboxId::new(0), modseq, 0, Group::GoesOn);
+        self.record(&head, |encoder, head| encoder.user_create(head, &name));
+        let mut head = self.head(index, MailboxId::INBOX, modseq, slot, Group::GoesOn);
+        head.generation = 1;
+        self.record(&head, |encoder, head| {
+            encoder.runs(head, RecordType::Mailbox, &runs)
+        });
+        entries.push(Entry {
+            slot: 0,
+            what: What::Create {
+                name,
+                lsn: batch_lsn,
+            },
+        });
+        entries.push(Entry {
+            slot,
+            what: What::Runs(Bytes::from(runs)),
+        });
+    }
+
+    /// A record's header at the next place of its partition.
+    fn head(
+        &mut self,
+        user: usize,
+        mailbox: MailboxId,
+        modseq: Modseq,
+        slot: u32,
+        group: Group,
+    ) -> Head {
+        let user = self.users.get(user);
+        let (pseq, chain) = self.partitions.next(user.partition);
+        Head {
+            group,
+            partition: user.partition,
+            user: user.hash,
+            ordinal: user.ordinal,
+            mailbox,
+            modseq,
+            uid: 0,
+            generation: 0,
+            slot,
+            body_crc: 0,
+            pseq,
+            epoch: self.epoch,
+            chain,
+        }
+    }
+
+    /// Encodes one record and moves its partition on.
+    fn record(&mut self, head: &Head, encode: impl FnOnce(&mut Encoder<'_>, &Head) -> Placed) {
+        let batch = self.log.open_batch_mut().expect("room was made");
+        let placed = batch.encode(|encoder| encode(encoder, head));
+        let (partition, pseq, chain) = (head.partition, head.pseq, placed.chain);
+        self.partitions.advance(partition, pseq, chain, head.epoch);
+        self.marks.push(Mark {
+            partition,
+            pseq,
+            chain,
+        });
+        self.pending_records += 1;
+    }
+
+    fn encode_small(
+        &mut self,
+        one: &One<'_>,
+        body: &PreparedBody,
+        body_at: usize,
+        pending: &Rc<PendingBody>,
+        entries: &mut SmallVec<[Entry; 1]>,
+    ) -> (Uid, Modseq) {
+        let summary = &body.summary;
+        let stored_len = u32::try_from(summary.stored_len).expect("below large_bytes");
+        let segment_max = self.config.segment_bytes_max;
+        let reserved = self.reserve(one, &body.cache);
+        let Reserved {
+            uid,
+            modseq,
+            uidvalidity,
+            slot,
+            ..
+        } = reserved;
+        let line = StoreLine {
+            mailbox: one.recipient.mailbox,
+            uidvalidity: uidvalidity.value(),
+            uid: uid.value(),
+            guid: one.recipient.guid,
+            internal_date: one.recipient.internal_date,
+            stored_len,
+            stored_crc: summary.stored_crc,
+            format_flags: line_flags(summary.format_flags),
+        };
+        let prefix = mbox::prefix(one.sender, one.recipient.internal_date, &line);
+        let bytes = u64::try_from(prefix.len()).expect("short") + u64::from(stored_len) + 1;
+        let (segment, offset) = self.reserve_bytes(one, bytes, segment_max);
+        let mut msg = message(one, summary, &reserved);
+        msg.segment = segment;
+        msg.offset = offset;
+        msg.skip = u16::try_from(prefix.len()).expect("limits bound it");
+        let fixed = self.seal_run(one.user, &msg, slot, (&body.cache, one.cache_crc));
+        let head = self.message_head(one, &reserved, summary);
+        let parts = DeliverParts {
+            fixed: &fixed,
+            prefix: &prefix,
+            body_at,
+        };
+        self.record(&head, |encoder, head| encoder.deliver(head, &parts));
+        let mut bytes = Vec::with_capacity(MSG_FIXED_BYTES + prefix.len());
+        bytes.extend_from_slice(fixed.bytes());
+        bytes.extend_from_slice(&prefix);
+        let mail = SmallMail {
+            head: Bytes::from(bytes),
+            cache: body.cache.clone(),
+            body: Some(Rc::clone(pending)),
+            mailbox: one.recipient.mailbox,
+            uid,
+            segment,
+            offset,
+        };
+        entries.push(Entry {
+            slot,
+            what: What::Small(mail),
+        });
+        (uid, modseq)
+    }
+
+    fn encode_large(
+        &mut self,
+        one: &One<'_>,
+        staged: &crate::large::StagedBody,
+        segment: u32,
+        entries: &mut SmallVec<[Entry; 1]>,
+    ) -> (Uid, Modseq) {
+        let reserved = self.reserve(one, &staged.cache);
+        let Reserved {
+            uid, modseq, slot, ..
+        } = reserved;
+        let mut msg = message(one, &staged.summary, &reserved);
+        msg.format_flags |= crate::format::info::OWN_FILE;
+        msg.segment = segment;
+        msg.skip = staged.prefix_len;
+        let fixed = self.seal_run(one.user, &msg, slot, (&staged.cache, one.cache_crc));
+        let head = self.message_head(one, &reserved, &staged.summary);
+        self.record(&head, |encoder, head| {
+            encoder.deliver_file(head, &fixed, &staged.cache)
+        });
+        let mail = LargeMail {
+            head: Bytes::copy_from_slice(fixed.bytes()),
+            cache: staged.cache.clone(),
+            mailbox: one.recipient.mailbox,
+            uid,
+            segment,
+        };
+        entries.push(Entry {
+            slot,
+            what: What::Large(mail),
+        });
+        (uid, modseq)
+    }
+
+    fn message_head(&mut self, one: &One<'_>, reserved: &Reserved, summary: &Summary) -> Head {
+        let mailbox = one.recipient.mailbox;
+        let mut head = self.head(one.user, mailbox, reserved.modseq, reserved.slot, one.group);
+        head.uid = reserved.uid.value();
+        head.generation = reserved.generation;
+        head.body_crc = summary.stored_crc;
+        head
+    }
+
+    fn seal_run(
+        &self,
+        user: usize,
+        msg: &Msg,
+        slot: u32,
+        (cache, cache_crc): (&Bytes, u32),
+    ) -> MsgFixed {
+        let user = self.users.get(user);
+        let generation = user.live().map_or(1, |live| live.tail.generation);
+        let slots = u8::try_from(cache.len() / SLOT).expect("at most 15");
+        msg.fixed(slots)
+            .seal(user.seed(generation), slot, cache_crc)
+    }
+
+    /// Takes the next uid, modseq and slots of a recipient.
+    fn reserve(&mut self, one: &One<'_>, cache: &Bytes) -> Reserved {
+        let epoch = self.epoch;
+        let slots = (MSG_FIXED_BYTES + cache.len()) / SLOT;
+        let live = self
+            .users
+            .get_mut(one.user)
+            .live_mut()
+            .expect("decided: store");
+        let tail = &mut live.tail;
+        let modseq = next_modseq(tail, epoch);
+        let (slot, generation) = (tail.next_slot, tail.generation);
+        tail.next_slot += u32::try_from(slots).expect("at most 17");
+        let mailbox = tail
+            .mailbox_mut(one.recipient.mailbox)
+            .expect("decided: it exists");
+        let uid = Uid::new(mailbox.uidnext);
+        mailbox.uidnext = mailbox
+            .uidnext
+            .checked_add(1)
+            .expect("4 billion uids are used up");
+        let uidvalidity = mailbox.uidvalidity;
+        Reserved {
+            uid,
+            modseq,
+            uidvalidity,
+            slot,
+            generation,
+            lsn: one.batch_lsn,
+        }
+    }
+
+    /// Takes the next bytes of a recipient's segment, and the slots of its run.
+    fn reserve_bytes(&mut self, one: &One<'_>, bytes: u64, segment_max: u64) -> (u32, u64) {
+        let live = self
+            .users
+            .get_mut(one.user)
+            .live_mut()
+            .expect("decided: store");
+        let tail = &mut live.tail;
+        let next_segment = tail.next_segment;
+        let mailbox = tail
+            .mailbox_mut(one.recipient.mailbox)
+            .expect("decided: it exists");
+        let roll = mailbox.segment == 0 || mailbox.segment_end + bytes > segment_max;
+        if roll {
+            mailbox.segment = next_segment;
+            mailbox.segment_end = 0;
+        }
+        let place = (mailbox.segment, mailbox.segment_end);
+        mailbox.segment_end += bytes;
+        if roll {
+            tail.next_segment += 1;
+        }
+        place
+    }
+}
+
+/// One recipient being encoded.
+struct One<'a> {
+    user: usize,
+    recipient: &'a Recipient,
+    sender: &'a [u8],
+    batch_lsn: Lsn,
+    cache_crc: u32,
+    group: Group,
+}
+
+/// What a recipient's message was given.
+struct Reserved {
+    uid: Uid,
+    modseq: Modseq,
+    uidvalidity: UidValidity,
+    slot: u32,
+    generation: u32,
+    lsn: Lsn,
+}
+
+/// The values of a MSG run, but for its place in a segment.
+fn message(one: &One<'_>, summary: &Summary, reserved: &Reserved) -> Msg {
+    Msg {
+        format_flags: summary.format_flags,
+        mailbox: one.recipient.mailbox,
+        uid: reserved.uid,
+        modseq: reserved.modseq,
+        lsn: reserved.lsn,
+        segment: 0,
+        offset: 0,
+        stored_len: u32::try_from(summary.stored_len).expect("bounded at submit"),
+        skip: 0,
+        header_len: summary.header_len,
+        lines_count: summary.lines_count,
+        quoted_count: summary.quoted_count,
+        rfc822_size: summary.rfc822_size,
+        internal_date: one.recipient.internal_date,
+        date_s: summary.date_s,
+        system_flags: 0,
+        stored_crc: summary.stored_crc,
+        keywords: 0,
+        guid: one.recipient.guid,
+        held_for: 0,
+    }
+}
+
+/// RFC 7162 3.1: grows with every group; an epoch begins above all earlier ones (cluster.md 6.6).
+fn next_modseq(tail: &mut Tail, epoch: ringpost_netproto::id::Epoch) -> Modseq {
+    tail.modseq = (tail.modseq + 1).max(u64::from(epoch.value()) << 40);
+    Modseq::new(tail.modseq)
+}
