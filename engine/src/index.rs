@@ -192,6 +192,9 @@ pub(crate) fn fold_pending(
 ) -> Result<(), CorruptReason> {
     match &entry.what {
         What::Create { .. } => tail.existence = Existence::Created,
+        What::Swap(_) => {}
+        // The new generation's file has its run.
+        What::Small(_) | What::Large(_) if entry.slot == 0 => {}
         What::Runs(runs) => {
             // Recovery held them against the version of their log file.
             let runs = Runs::new(runs, seed, entry.slot).reserved(Reserved::Unknown);

@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     UserDir(usize),
     /// The info file of a user being loaded.
     UserInfo(usize),
+    /// A file of a new generation of a user being loaded gets its name.
+    UserRename(usize),
     /// Users being materialised; number of the work.
     Materialise(u64),
     /// The delivery ids and partition states of a checkpoint.

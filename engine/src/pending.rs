@@ -12,13 +12,14 @@ use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Uid};
 
 use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, SLOT};
+use crate::io::RelPath;
 use crate::limits::SLOT_BYTES;
 use crate::position::Lsn;
 
 /// One change of a user.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// First slot in the info file; 0 for the header.
+    /// First slot in the info file; 0 for the header, and for what has no runs (any more).
     pub(crate) slot: u32,
     pub(crate) what: What,
 }
@@ -33,6 +34,51 @@ pub(crate) enum What {
     Small(SmallMail),
     /// A message with a file of its own, still named `.part`.
     Large(LargeMail),
+    /// The files of a new generation get their names.
+    Swap(Swap),
+}
+
+/// What an `INFO_SWAP` orders (storage.md 8.5).
+#[derive(Clone, Debug)]
+pub(crate) struct Swap {
+    /// Of the info file, until then `.part`.
+    pub(crate) generation: u32,
+    /// Slots of that file.
+    pub(crate) slots: u32,
+    /// Segments that are named `.part` until then.
+    pub(crate) new: Rc<[u32]>,
+    /// Segments in which nothing is alive; ascending.
+    pub(crate) retired: Rc<[u32]>,
+}
+
+impl Swap {
+    /// Part name and final name of each file it made.
+    pub(crate) fn renames<'a>(
+        &'a self,
+        dir: &'a RelPath,
+    ) -> impl Iterator<Item = (RelPath, RelPath)> + 'a {
+        let info = (dir.info_part(self.generation), dir.info(self.generation));
+        let segments = self.new.iter();
+        let segments = segments.map(|segment| (dir.segment_part(*segment), dir.segment(*segment)));
+        std::iter::once(info).chain(segments)
+    }
+
+    /// Takes out of the entries before it what the new generation holds: all runs, the messages in
+    /// retired segments, and earlier swaps, whose names were made durable with this one's files.
+    /// Bytes for segments that live on stay. Gives the number of entries that went.
+    pub(crate) fn carry(&self, entries: &mut Vec<Entry>) -> u64 {
+        let before = entries.len();
+        entries.retain_mut(|entry| {
+            let segment = match &entry.what {
+                What::Small(mail) => mail.segment,
+                What::Large(mail) => mail.segment,
+                What::Create { .. } | What::Runs(_) | What::Swap(_) => return false,
+            };
+            entry.slot = 0;
+            self.retired.binary_search(&segment).is_err()
+        });
+        u64::try_from(before - entries.len()).expect("an index has at most 64 bits")
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +109,8 @@ impl Entry {
     pub(crate) fn slot_end(&self) -> u32 {
         let bytes = match &self.what {
             What::Create { .. } => return FIRST_SLOT,
+            What::Swap(swap) => return swap.slots,
+            _ if self.slot == 0 => return 0,
             What::Runs(runs) => runs.len(),
             What::Small(SmallMail { cache, .. }) | What::Large(LargeMail { cache, .. }) => {
                 MSG_FIXED_BYTES + cache.len()
@@ -71,10 +119,19 @@ impl Entry {
         self.slot + u32::try_from(bytes / SLOT).expect("a record is below 4 GiB")
     }
 
+    /// The swap that it is, if it is one.
+    pub(crate) fn swap(&self) -> Option<&Swap> {
+        match &self.what {
+            What::Swap(swap) => Some(swap),
+            _ => None,
+        }
+    }
+
     /// Its runs as they will stand in the info file, in pieces.
     pub(crate) fn runs(&self) -> [Bytes; 2] {
         match &self.what {
-            What::Create { .. } => [Bytes::new(), Bytes::new()],
+            _ if self.slot == 0 => [Bytes::new(), Bytes::new()],
+            What::Create { .. } | What::Swap(_) => [Bytes::new(), Bytes::new()],
             What::Runs(runs) => [runs.clone(), Bytes::new()],
             What::Small(SmallMail { head, cache, .. })
             | What::Large(LargeMail { head, cache, .. }) => {

@@ -136,6 +136,8 @@ pub(crate) struct User {
     pub(crate) frozen: Vec<Entry>,
     /// The running checkpoint has written `frozen`: read from the files.
     pub(crate) frozen_written: bool,
+    /// Of the info file that the records found by recovery go to.
+    pub(crate) redo_generation: u32,
 }
 
 /// Who waits for a user to be loaded.
@@ -157,6 +159,12 @@ impl User {
             user: self.hash,
             generation,
         }
+    }
+
+    /// Of the info file that unwritten records go to.
+    pub(crate) fn generation(&self) -> u32 {
+        self.live()
+            .map_or(self.redo_generation, |live| live.tail.generation)
     }
 
     pub(crate) fn live(&self) -> Option<&Live> {
@@ -306,6 +314,7 @@ impl Users {
             pending: Vec::new(),
             frozen: Vec::new(),
             frozen_written: false,
+            redo_generation: 1,
         });
         self.by_hash.entry(hash.value()).or_default().push(index);
         index

@@ -39,6 +39,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("superblock", support::superblock().seal().to_vec()),
         ("log_file", support::log_file().seal().to_vec()),
         ("frame", support::frame()),
+        ("frame_swap", support::frame_swap()),
         ("frame_noop", noop),
         ("frame_skip", skip),
         ("info", support::info()),
@@ -260,6 +261,37 @@ fn records_are_what_was_encoded() {
 }
 
 #[test]
+fn the_commit_of_a_compaction() {
+    let bytes = golden("frame_swap");
+    let (_, payload) = open_frame(&bytes).unwrap();
+    let records: Vec<Record<'_>> = Records::new(payload).map(Result::unwrap).collect();
+    let [swap] = &records[..] else { panic!() };
+    assert_eq!((swap.head.pseq, swap.head.chain), (0, 0));
+    let Payload::InfoSwap(swap) = swap.payload else {
+        panic!()
+    };
+    assert_eq!((swap.generation, swap.slots), (4, 0x91));
+    assert_eq!(swap.new_segments().collect::<Vec<_>>(), [0x84, 0x85]);
+    assert_eq!(
+        swap.retired_segments().collect::<Vec<_>>(),
+        [0x81, 0x82, 0x83]
+    );
+    // Counts that the bytes do not bear out are refused, however large.
+    for (at, value) in [
+        (72, 1u32),
+        (72, u32::MAX),
+        (76, 2),
+        (76, u32::MAX),
+        (64, 0),
+        (68, 7),
+    ] {
+        let mut bad = payload.to_vec();
+        bad[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        assert!(Records::new(&bad).next().unwrap().is_err(), "{at}: {value}");
+    }
+}
+
+#[test]
 fn the_chain_ignores_local_placement_and_nothing_else() {
     let bytes = golden("frame");
     let (_, payload) = open_frame(&bytes).unwrap();
@@ -267,7 +299,7 @@ fn the_chain_ignores_local_placement_and_nothing_else() {
     let header = [5..6, 36..44, 60..64];
     for record in Records::new(payload).map(Result::unwrap) {
         let local: Vec<Range<usize>> = match record.payload {
-            Payload::Body(_) | Payload::Noop => continue,
+            Payload::Body(_) | Payload::InfoSwap(_) | Payload::Noop => continue,
             Payload::Deliver(_) => vec![64..80, 88..92, 112..124, 128..136],
             Payload::DeliverFile(_) => vec![64..68, 72..76, 96..108, 112..120],
             Payload::UserCreate(_) => vec![],

@@ -1,11 +1,11 @@
 //! What the log holds above the checkpoint, by user: laid over the files as recovery does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
 
 use crate::format::info::{Change, Mailbox, MailboxOp, Msg, Run, Runs};
-use crate::format::record::{Payload, Record};
+use crate::format::record::{InfoSwap, Payload, Record};
 use crate::format::store_line::StoreLine;
 
 /// A user directory.
@@ -95,6 +95,20 @@ pub(super) struct UserRedo {
     pub(super) runs: BTreeMap<u32, (u32, OwnedRun)>,
     /// The uidvalidity in the store line of each pending small message.
     pub(super) validities: BTreeMap<(MailboxId, Uid), u32>,
+    /// Segment and offset of messages whose runs a new generation holds and whose bytes the log
+    /// still has to write.
+    pub(super) unwritten: BTreeSet<(u32, u64)>,
+    /// What the last `INFO_SWAP` says, if there is one.
+    pub(super) swap: Option<Swap>,
+}
+
+/// A new generation whose files may still have their part names.
+#[derive(Debug, Default)]
+pub(super) struct Swap {
+    /// The info file has at least so many slots.
+    pub(super) slots: u32,
+    /// Segments that the compactions made.
+    pub(super) made: BTreeSet<u32>,
 }
 
 impl UserRedo {
@@ -116,7 +130,7 @@ impl UserRedo {
 
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.created.is_none() && self.runs.is_empty()
+        self.created.is_none() && self.runs.is_empty() && self.swap.is_none()
     }
 
     /// Whether a mailbox changed, so that `folders` may lag.
@@ -152,8 +166,26 @@ impl UserRedo {
             | Payload::Expunge(runs)
             | Payload::Mailbox(runs)
             | Payload::Keyword(runs) => self.add_runs(runs),
+            Payload::InfoSwap(swap) => self.swap(swap),
             Payload::Body(_) | Payload::Noop => {}
         }
+    }
+
+    /// The new generation holds all runs so far; bytes are still owed to segments that live on.
+    fn swap(&mut self, swap: &InfoSwap<'_>) {
+        let retired: BTreeSet<u32> = swap.retired_segments().collect();
+        for (_, (_, run)) in std::mem::take(&mut self.runs) {
+            if let OwnedRun::Msg(msg) = run {
+                self.unwritten.insert((msg.segment, msg.offset));
+            }
+        }
+        self.unwritten
+            .retain(|(segment, _)| !retired.contains(segment));
+        self.created = None;
+        self.generation = swap.generation;
+        let known = self.swap.get_or_insert_default();
+        known.slots = swap.slots;
+        known.made.extend(swap.new_segments());
     }
 
     fn add_runs(&mut self, runs: &Runs<'_>) {

@@ -59,6 +59,28 @@ impl Place<'_> {
     fn has(&self, path: &RelPath) -> bool {
         self.names.contains_key(path.file_name())
     }
+
+    /// The info file of a generation. One that a record in the log made may have its part name.
+    fn info(&self, generation: u32) -> RelPath {
+        let last = self.dir.info(generation);
+        let swapped = self.redo.swap.is_some() && generation == self.redo.generation;
+        if swapped && !self.has(&last) {
+            self.dir.info_part(generation)
+        } else {
+            last
+        }
+    }
+
+    /// A shared segment; likewise.
+    fn segment(&self, segment: u32) -> RelPath {
+        let last = self.dir.segment(segment);
+        let swap = self.redo.swap.as_ref();
+        if swap.is_some_and(|swap| swap.made.contains(&segment)) && !self.has(&last) {
+            self.dir.segment_part(segment)
+        } else {
+            last
+        }
+    }
 }
 
 impl Checker<'_> {
@@ -113,7 +135,10 @@ impl Checker<'_> {
             // Made for a record that never came.
             return;
         }
-        let current = place.names.keys().filter_map(|name| info_of(name)).max();
+        let current = match &place.redo.swap {
+            Some(_) => Some(place.redo.generation),
+            None => place.names.keys().filter_map(|name| info_of(name)).max(),
+        };
         let Some(generation) = current else {
             if redo.created.is_none() {
                 self.damage(&place.dir.info(1), 0, CorruptReason::Truncated);
@@ -121,8 +146,12 @@ impl Checker<'_> {
             self.index(store, &place, &[], None);
             return;
         };
-        let path = place.dir.info(generation);
+        let path = place.info(generation);
         let size = place.names.get(path.file_name()).copied().unwrap_or(0);
+        let swap = place.redo.swap.as_ref();
+        if swap.is_some_and(|swap| size < slot_at(swap.slots)) {
+            self.damage(&path, size, CorruptReason::Truncated);
+        }
         if size > INFO_BYTES_MAX {
             self.damage(&path, 0, CorruptReason::Length);
             return;
@@ -138,7 +167,7 @@ impl Checker<'_> {
     fn index(&mut self, store: &StoreFile, place: &Place<'_>, bytes: &[u8], found: Option<u32>) {
         self.report.users += 1;
         let generation = found.unwrap_or(place.redo.generation);
-        let path = place.dir.info(generation);
+        let path = place.info(generation);
         if !place.redo.runs.is_empty() && place.redo.generation != generation {
             self.damage(
                 &path,
@@ -210,6 +239,8 @@ impl Checker<'_> {
             let info_at = slot_at(slot);
             match run {
                 OwnedRun::Msg(msg) => {
+                    let pending =
+                        pending || place.redo.unwritten.contains(&(msg.segment, msg.offset));
                     let entry = Entry {
                         msg,
                         info_at,
@@ -260,7 +291,7 @@ impl Checker<'_> {
         }
         for (segment, mut entries) in segments {
             entries.sort_by_key(|entry| entry.msg.offset);
-            let path = place.dir.segment(segment);
+            let path = place.segment(segment);
             named.insert(path.file_name().to_owned());
             self.segment(place, fold, info, &path, &entries);
         }

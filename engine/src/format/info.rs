@@ -123,6 +123,14 @@ fn seal_run(out: &mut [u8], from: usize, seed: Seed, slot: u32) {
     }
 }
 
+/// Appends a whole run, as it stands in one place, as it must stand at `slot` of another info file.
+/// `bytes` is one run of a [`Runs`] walk; a MSG run whose values change wants [`Msg::fixed`].
+pub fn move_run(bytes: &[u8], seed: Seed, slot: u32, out: &mut Vec<u8>) {
+    let from = out.len();
+    out.extend_from_slice(bytes);
+    seal_run(out, from, seed, slot);
+}
+
 /// Slots behind the first for `bytes` more bytes.
 fn extra_slots(bytes: usize) -> u8 {
     u8::try_from(bytes.div_ceil(SLOT)).expect("the caller bounded the run")

@@ -101,6 +101,7 @@ pub const LAYOUTS: &[Layout] = &[
     record::BODY_LAYOUT,
     record::DELIVER_LAYOUT,
     record::DELIVER_FILE_LAYOUT,
+    record::SWAP_LAYOUT,
     info::HEADER_LAYOUT,
     info::MSG_LAYOUT,
     info::CHANGE_LAYOUT,

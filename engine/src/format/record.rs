@@ -4,6 +4,7 @@
 mod chain;
 mod decode;
 mod encode;
+mod swap;
 
 pub use chain::chain;
 pub use decode::{Body, Deliver, DeliverFile, Payload, Record, Records};
@@ -11,6 +12,7 @@ pub use encode::{
     BodyParts, DeliverParts, Encoder, Placed, Tally, body_len, deliver_file_len, deliver_len,
     name_len, runs_len,
 };
+pub use swap::{InfoSwap, SwapParts, swap_len};
 
 use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, UserHash};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -49,6 +51,8 @@ pub enum RecordType {
     Keyword,
     /// A user's first record.
     UserCreate,
+    /// A user has a new generation of files: the commit point of a compaction.
+    InfoSwap,
     /// Nothing.
     Noop,
 }
@@ -57,7 +61,7 @@ impl RecordType {
     /// Bit 7 of an unknown type: may be skipped.
     const OPTIONAL: u8 = 0x80;
 
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Body,
         Self::Deliver,
         Self::DeliverFile,
@@ -66,6 +70,7 @@ impl RecordType {
         Self::Mailbox,
         Self::Keyword,
         Self::UserCreate,
+        Self::InfoSwap,
         Self::Noop,
     ];
 
@@ -80,6 +85,7 @@ impl RecordType {
             Self::Mailbox => 6,
             Self::Keyword => 7,
             Self::UserCreate => 8,
+            Self::InfoSwap => 10,
             Self::Noop => 15,
         }
     }
@@ -88,9 +94,9 @@ impl RecordType {
         Self::ALL.into_iter().find(|kind| kind.value() == value)
     }
 
-    /// Whether it has a user, a pseq and a place in the partition's chain.
+    /// Whether it has a pseq and a place in the partition's chain: what has not is local to a node.
     pub const fn is_replicated(self) -> bool {
-        !matches!(self, Self::Body | Self::Noop)
+        !matches!(self, Self::Body | Self::InfoSwap | Self::Noop)
     }
 }
 
@@ -160,6 +166,7 @@ pub(super) const HEADER_LAYOUT: Layout = RawHeader::LAYOUT;
 pub(super) const BODY_LAYOUT: Layout = RawBody::LAYOUT;
 pub(super) const DELIVER_LAYOUT: Layout = RawDeliver::LAYOUT;
 pub(super) const DELIVER_FILE_LAYOUT: Layout = RawDeliverFile::LAYOUT;
+pub(super) use swap::LAYOUT as SWAP_LAYOUT;
 
 /// The header of a record, all but its length and type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,12 +191,12 @@ pub struct Head {
     pub slot: u32,
     /// CRC of the stored message (BODY, DELIVER, `DELIVER_FILE`), else 0.
     pub body_crc: u32,
-    /// Contiguous per partition; 0 in BODY and NOOP.
+    /// Contiguous per partition; 0 in BODY, `INFO_SWAP` and NOOP.
     pub pseq: u64,
     /// Of the partition's primary.
     pub epoch: Epoch,
     /// On disk: the chain up to and with this record. Given to an encoder: the chain of the
-    /// partition *before* it. 0 in BODY and NOOP.
+    /// partition *before* it. 0 in BODY, `INFO_SWAP` and NOOP.
     pub chain: u32,
 }
 

@@ -11,6 +11,7 @@
 use bytes::Bytes;
 
 use crate::error::IoError;
+use crate::format::store_line::StoreLine;
 
 pub mod buf;
 #[cfg(test)]
@@ -264,6 +265,18 @@ pub enum Piece {
         len: u32,
         /// CRC-32 of these bytes; a mismatch is an EIO of the work ("checksum" in the operation).
         crc: u32,
+    },
+    /// A message out of a segment, with its prefix and its empty line. One that is not whole is an
+    /// EIO of the work ("verify a message in" is the operation, the segment its path).
+    Message {
+        /// Which segment.
+        path: RelPath,
+        /// Of the `From_` line: bytes from the start.
+        offset: u64,
+        /// Bytes of `From_` line and store line.
+        skip: u16,
+        /// The store line it must have; it tells length and CRC of the message behind it.
+        line: StoreLine,
     },
 }
 

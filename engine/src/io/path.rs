@@ -122,6 +122,12 @@ impl RelPath {
         Self::new(format!("{self}/info.{generation:08x}"))
     }
 
+    /// `info.<generation>.part` of a user directory: not committed by a record yet.
+    #[must_use]
+    pub fn info_part(&self, generation: u32) -> Self {
+        Self::new(format!("{self}/info.{generation:08x}.part"))
+    }
+
     /// `folders` of a user directory.
     #[must_use]
     pub fn folders(&self) -> Self {

@@ -565,13 +565,7 @@ fn step_bytes(step: &Step) -> u64 {
     let Step::Write { pieces, .. } = step else {
         return 0;
     };
-    pieces
-        .iter()
-        .map(|piece| match piece {
-            Piece::Bytes(bytes) => u64::try_from(bytes.len()).expect("at most 64 bits"),
-            Piece::Log { len, .. } => u64::from(*len),
-        })
-        .sum()
+    pieces.iter().map(Piece::len).sum()
 }
 
 /// The writes of one user.
@@ -588,6 +582,7 @@ impl<G> Steps<'_, G> {
         if created.is_some() {
             steps.push(Step::MakeDir(dir.clone()));
         }
+        self.swaps(&dir, &mut steps);
         self.segments(&dir, &mut steps);
         for entry in &self.user.frozen {
             if let What::Large(mail) = &entry.what {
@@ -611,6 +606,16 @@ impl<G> Steps<'_, G> {
             });
         }
         steps
+    }
+
+    /// The names of a new generation: before any write that would make a file of that name.
+    fn swaps(&self, dir: &RelPath, steps: &mut Vec<Step>) {
+        for entry in &self.user.frozen {
+            if let What::Swap(swap) = &entry.what {
+                let renames = swap.renames(dir);
+                steps.extend(renames.map(|(from, to)| Step::Rename { from, to }));
+            }
+        }
     }
 
     /// Name and position of the create record, if it is in this checkpoint.
@@ -675,8 +680,7 @@ impl<G> Steps<'_, G> {
 
     /// The info file's header, if the user is new, and its runs.
     fn info(&self, dir: &RelPath, created: Option<(&Bytes, Lsn)>, steps: &mut Vec<Step>) {
-        let generation = self.user.live().map_or(1, |live| live.tail.generation);
-        let path = dir.info(generation);
+        let path = dir.info(self.user.generation());
         let mut at = 0;
         let mut end = None;
         let mut pieces = Vec::new();
@@ -720,9 +724,7 @@ impl<G> Steps<'_, G> {
 
     /// The mailbox runs in this checkpoint.
     fn mailbox_runs(&self) -> impl Iterator<Item = Mailbox<'_>> {
-        let seed = self
-            .user
-            .seed(self.user.live().map_or(1, |live| live.tail.generation));
+        let seed = self.user.seed(self.user.generation());
         let runs = self
             .user
             .frozen

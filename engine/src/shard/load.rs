@@ -10,18 +10,20 @@ use super::Shard;
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::InfoHeader;
 use crate::index::{BadInfo, Index, InfoFile, fold};
-use crate::io::{Done, Failed, Io, Op};
-use crate::limits::INFO_BYTES_MAX;
+use crate::io::{Done, Failed, Io, Op, RelPath};
+use crate::limits::{INFO_BYTES_MAX, SLOT_BYTES};
 use crate::ops::{Purpose, unreachable_done};
-use crate::pending::What;
+use crate::pending::{Entry, What};
 use crate::request::{Event, Notice, Refused};
 use crate::user::{Existence, Live, State, Tail, Waiter};
 
 /// What a directory listing told.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
-    /// The highest info file.
+    /// The highest info file, or the one that a record made.
     generation: Option<u32>,
+    /// Other info files: of generations that a compaction replaced.
+    older: Vec<u32>,
     /// Above every segment id in a name.
     next_segment: u32,
     /// Final segment names and their sizes.
@@ -33,6 +35,10 @@ pub(super) struct Listing {
 #[derive(Clone, Debug)]
 pub(super) struct Loading {
     listing: Listing,
+    /// Files of a new generation that are being given their names.
+    renames: usize,
+    /// Why one of them was not.
+    failed: Option<Corrupt>,
     /// Checkpoints ended when the file was asked for: one in between may have moved pending records
     /// into it behind our back.
     checkpoints: u64,
@@ -52,6 +58,8 @@ impl<I: Io> Shard<I> {
         }
         let loading = Loading {
             listing: Listing::default(),
+            renames: 0,
+            failed: None,
             checkpoints: 0,
             key: key.clone(),
         };
@@ -75,17 +83,68 @@ impl<I: Io> Shard<I> {
         match (purpose, result) {
             (Purpose::UserDir(_), Ok(Done::Listing(names))) => {
                 let listing = self.read_names(index, &names);
+                let renames = self.renames(index, &names);
                 if let Some(loading) = self.loads.get_mut(&index) {
                     loading.listing = listing;
+                    loading.renames = renames.len();
                 }
-                self.read_info(index);
+                if renames.is_empty() {
+                    self.read_info(index);
+                }
+                for (from, to) in renames {
+                    let op = Op::Rename { from, to };
+                    self.ops.start(op, Purpose::UserRename(index));
+                }
             }
+            (Purpose::UserRename(_), result) => self.renamed(index, result),
             (Purpose::UserDir(_), Err(failed)) if failed.error.is_not_found() => {
                 self.read_info(index);
             }
             (Purpose::UserInfo(_), Ok(Done::Bytes(bytes))) => self.info_read(index, &bytes),
+            (Purpose::UserInfo(_), Err(failed))
+                if failed.error.is_not_found() && self.is_outdated(index) =>
+            {
+                self.read_info(index);
+            }
             (_, Err(failed)) => self.load_failed(index, failed.error.corrupt()),
             (_, Ok(other)) => unreachable_done(&other),
+        }
+    }
+
+    /// What an `INFO_SWAP` that redo found orders and the directory shows not done.
+    fn renames(&self, index: usize, names: &[(String, u64)]) -> Vec<(RelPath, RelPath)> {
+        let user = self.users.get(index);
+        let dir = user.dir();
+        let there = |path: &RelPath| {
+            let name = path.file_name();
+            names
+                .binary_search_by(|(other, _)| (**other).cmp(name))
+                .is_ok()
+        };
+        let swaps = user.unwritten().filter_map(Entry::swap);
+        swaps
+            .flat_map(|swap| swap.renames(&dir).collect::<Vec<_>>())
+            .filter(|(from, _)| there(from))
+            .collect()
+    }
+
+    /// One of them is done, here or by a checkpoint that was faster.
+    fn renamed(&mut self, index: usize, result: Result<Done, Failed>) {
+        let Some(loading) = self.loads.get_mut(&index) else {
+            return;
+        };
+        loading.renames -= 1;
+        if let Err(failed) = result
+            && !failed.error.is_not_found()
+        {
+            loading.failed = Some(failed.error.corrupt());
+        }
+        if loading.renames > 0 {
+            return;
+        }
+        match loading.failed.take() {
+            Some(corrupt) => self.load_failed(index, corrupt),
+            None => self.read_info(index),
         }
     }
 
@@ -99,16 +158,26 @@ impl<I: Io> Shard<I> {
             ..Listing::default()
         };
         let mut part_files = Vec::new();
+        let swap = user.unwritten().filter_map(Entry::swap).next_back();
+        let made = |segment| swap.is_some_and(|swap| swap.new.contains(&segment));
         for (name, bytes) in names {
             let hex = |text: &str| u32::from_str_radix(text, 16).ok();
             if let Some(generation) = name.strip_prefix("info.").and_then(hex) {
                 listing.generation = listing.generation.max(Some(generation));
+                listing.older.push(generation);
+            } else if let Some(part) = name.strip_prefix("info.") {
+                let generation = part.strip_suffix(".part").and_then(hex);
+                if generation.is_some() && generation != swap.map(|swap| swap.generation) {
+                    part_files.extend(dir.entry(name));
+                }
             } else if let Some(segment) = name.strip_suffix(".part").and_then(hex) {
                 let has_record = user.unwritten().any(|entry| match &entry.what {
                     What::Large(mail) => mail.segment == segment,
                     _ => false,
                 });
-                if !has_record {
+                if made(segment) {
+                    listing.segments.push((segment, *bytes));
+                } else if !has_record {
                     part_files.extend(dir.entry(name));
                 }
                 listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
@@ -120,6 +189,10 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+        listing.generation = swap.map(|swap| swap.generation).or(listing.generation);
+        listing
+            .older
+            .retain(|generation| Some(*generation) < listing.generation);
         for path in part_files {
             self.metrics.parts_removed += 1;
             self.ops.start(Op::Unlink { path }, Purpose::Tidy);
@@ -156,13 +229,18 @@ impl<I: Io> Shard<I> {
         self.ops.start(op, Purpose::UserInfo(index));
     }
 
+    /// Whether records moved into the file, or the file was replaced, since it was asked for.
+    fn is_outdated(&self, index: usize) -> bool {
+        let Some(loading) = self.loads.get(&index) else {
+            return false;
+        };
+        let live = self.users.get(index).live();
+        loading.checkpoints != self.checkpoint.ended()
+            || live.is_some_and(|live| Some(live.tail.generation) != loading.listing.generation)
+    }
+
     fn info_read(&mut self, index: usize, bytes: &Bytes) {
-        let ended = self.checkpoint.ended();
-        if self
-            .loads
-            .get(&index)
-            .is_some_and(|loading| loading.checkpoints != ended)
-        {
+        if self.is_outdated(index) {
             self.read_info(index);
             return;
         }
@@ -177,6 +255,12 @@ impl<I: Io> Shard<I> {
         match self.folded(index, bytes, &listing) {
             Ok((name, tail, folded)) => {
                 self.metrics.users_loaded += 1;
+                // The generation that replaced them was just read whole.
+                let dir = self.users.get(index).dir();
+                for generation in listing.older {
+                    let path = dir.info(generation);
+                    self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+                }
                 let user = self.users.get_mut(index);
                 if user.name.is_none() {
                     user.name = Some(name.unwrap_or_else(|| Arc::from(key.name())));
@@ -232,6 +316,12 @@ impl<I: Io> Shard<I> {
         };
         if header.is_none() && created.is_none() && !listing.segments.is_empty() {
             return Err(bad(0, CorruptReason::Disagree("segments without an index")));
+        }
+        let slots = user.unwritten().filter_map(Entry::swap).next_back();
+        let slots = slots.map_or(0, |swap| u64::from(swap.slots));
+        let len = bytes.map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        if len < slots * SLOT_BYTES {
+            return Err(bad(len, CorruptReason::Truncated));
         }
         let file = match (&header, bytes) {
             (Some(header), Some(bytes)) => Some(InfoFile { header, bytes }),

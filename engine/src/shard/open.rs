@@ -36,7 +36,7 @@ use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
 use crate::log::{Files, Log, Salts, recover};
 use crate::metrics::Metrics;
 use crate::ops::{Ops, unreachable_done};
-use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, What};
+use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, What};
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
 use crate::user::Users;
@@ -475,6 +475,17 @@ impl Redo {
         };
         let (slot, what, message) = match &record.payload {
             Payload::Noop | Payload::Body(_) => return Ok(()),
+            Payload::InfoSwap(swap) => {
+                let mut retired: Vec<u32> = swap.retired_segments().collect();
+                retired.sort_unstable();
+                let swap = Swap {
+                    generation: swap.generation,
+                    slots: swap.slots,
+                    new: swap.new_segments().collect(),
+                    retired: Rc::from(retired),
+                };
+                (0, What::Swap(swap), None)
+            }
             Payload::UserCreate(name) => {
                 let name = Bytes::copy_from_slice(name);
                 (
@@ -536,8 +547,10 @@ impl Redo {
                 body_crc: msg.stored_crc,
             });
         }
-        self.partitions
-            .advance(head.partition, head.pseq, head.chain, head.epoch);
+        if head.pseq > 0 {
+            self.partitions
+                .advance(head.partition, head.pseq, head.chain, head.epoch);
+        }
         let index = self
             .users
             .by_ordinal(head.user, head.ordinal, head.partition);
@@ -547,6 +560,12 @@ impl Redo {
         }
         if user.pending.is_empty() {
             self.dirty.push(index);
+        }
+        if let What::Swap(swap) = &what {
+            self.records -= swap.carry(&mut user.pending);
+        }
+        if head.generation > 0 {
+            user.redo_generation = head.generation;
         }
         user.pending.push(Entry { slot, what });
         self.records += 1;

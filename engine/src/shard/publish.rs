@@ -136,6 +136,6 @@ pub(super) fn message_of(entry: &Entry) -> Option<(MailboxId, Uid, &Bytes, &Byte
     match &entry.what {
         What::Small(mail) => Some((mail.mailbox, mail.uid, &mail.head, &mail.cache)),
         What::Large(mail) => Some((mail.mailbox, mail.uid, &mail.head, &mail.cache)),
-        What::Create { .. } | What::Runs(_) => None,
+        What::Create { .. } | What::Runs(_) | What::Swap(_) => None,
     }
 }

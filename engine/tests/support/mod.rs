@@ -13,7 +13,7 @@ use ringpost_engine::format::info::{
 use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::parts::{self, EpochEnd, EpochStart, Health, PartitionState};
 use ringpost_engine::format::record::{
-    BodyParts, DeliverParts, Encoder, Group, Head, RecordType, Tally,
+    BodyParts, DeliverParts, Encoder, Group, Head, RecordType, SwapParts, Tally,
 };
 use ringpost_engine::format::store_file::{StoreFile, StoreId};
 use ringpost_engine::format::store_line::StoreLine;
@@ -269,6 +269,28 @@ pub(crate) fn frame() -> Vec<u8> {
     keyword().encode(SEED, 18, &mut runs);
     encoder.runs(&head(18, 7, chain), RecordType::Keyword, &runs);
     encoder.noop(&Head::unowned(Group::Ends, 0));
+    let tally = encoder.tally();
+    let mut header = frame_header(FrameKind::Records, 4096);
+    header.payload_len = u32::try_from(tally.payload_len).unwrap();
+    header.records_count = tally.records_count;
+    header.payload_crc = tally.payload_crc;
+    out[..FRAME_HEADER_BYTES].copy_from_slice(&header.seal());
+    out
+}
+
+/// A frame with the commit of a compaction, header included, padded.
+pub(crate) fn frame_swap() -> Vec<u8> {
+    let mut out = vec![0; 4096];
+    let mut encoder = Encoder::resume(&mut out[FRAME_HEADER_BYTES..], Tally::default());
+    let mut head = head(0, 0, 0);
+    head.group = Group::Ends;
+    let parts = SwapParts {
+        generation: 4,
+        slots: 0x91,
+        new: &[0x84, 0x85],
+        retired: &[0x81, 0x82, 0x83],
+    };
+    encoder.info_swap(&head, &parts);
     let tally = encoder.tally();
     let mut header = frame_header(FrameKind::Records, 4096);
     header.payload_len = u32::try_from(tally.payload_len).unwrap();

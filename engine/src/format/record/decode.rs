@@ -4,7 +4,8 @@ use super::super::info::{MSG_FIXED_BYTES, Msg, MsgFixed, Run, Runs, SLOT, Seed};
 use super::super::{Reserved, index, read_prefix};
 use super::encode::{body_len, deliver_file_len, deliver_len, name_len};
 use super::{
-    GOES_ON, Head, RECORD_HEADER_BYTES, RawBody, RawDeliver, RawDeliverFile, RawHeader, RecordType,
+    GOES_ON, Head, InfoSwap, RECORD_HEADER_BYTES, RawBody, RawDeliver, RawDeliverFile, RawHeader,
+    RecordType,
 };
 use crate::error::CorruptReason;
 use crate::limits::{CACHE_SLOTS_MAX, PREFIX_BYTES_MAX};
@@ -41,6 +42,8 @@ pub enum Payload<'a> {
     Keyword(Runs<'a>),
     /// The canonical name.
     UserCreate(&'a [u8]),
+    /// A new generation.
+    InfoSwap(InfoSwap<'a>),
     /// Nothing.
     Noop,
 }
@@ -148,7 +151,7 @@ impl<'a> Records<'a> {
         }
         let head = Head::from_raw(raw);
         if !kind.is_replicated() && (head.pseq != 0 || head.chain != 0) {
-            return Err(CorruptReason::Value("a BODY or NOOP in a chain"));
+            return Err(CorruptReason::Value("a local record in a chain"));
         }
         let rest = bytes.get(RECORD_HEADER_BYTES..).unwrap_or_default();
         let payload = match kind {
@@ -160,6 +163,7 @@ impl<'a> Records<'a> {
             RecordType::Mailbox => Payload::Mailbox(self.runs(&head, rest)?),
             RecordType::Keyword => Payload::Keyword(self.runs(&head, rest)?),
             RecordType::UserCreate => Payload::UserCreate(user_name(rest)?),
+            RecordType::InfoSwap => Payload::InfoSwap(InfoSwap::decode(rest)?),
             RecordType::Noop if rest.is_empty() => Payload::Noop,
             RecordType::Noop => return Err(CorruptReason::Length),
         };

@@ -6,7 +6,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use super::super::info::{MSG_FIXED_BYTES, MsgFixed, SLOT};
 use super::super::{crc, pad8};
-use super::{Head, RECORD_HEADER_BYTES, RawBody, RawDeliver, RawDeliverFile, RecordType, chain};
+use super::{Head, RECORD_HEADER_BYTES, RawBody, RawDeliver, RawDeliverFile};
+use super::{RecordType, SwapParts, chain};
 use crate::limits::CACHE_SLOTS_MAX;
 
 /// What a batch holds so far. Kept beside the buffer between groups.
@@ -187,6 +188,13 @@ impl<'a> Encoder<'a> {
         let count = U16::new(u16::try_from(name.len()).expect("a UserKey bounds it"));
         let len = name_len(name.len());
         self.plain(head, RecordType::UserCreate, len, &[count.as_bytes(), name])
+    }
+
+    /// An `INFO_SWAP`.
+    pub fn info_swap(&mut self, head: &Head, parts: &SwapParts<'_>) -> Placed {
+        let payload = parts.encode();
+        let len = RECORD_HEADER_BYTES + payload.len();
+        self.plain(head, RecordType::InfoSwap, len, &[&payload])
     }
 
     /// A NOOP.

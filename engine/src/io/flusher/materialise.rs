@@ -15,8 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::OFlag;
 use smallvec::SmallVec;
 
+use super::compact::{bounded, damaged, message_bytes, prove};
 use super::dir::{Dir, at, read_full, sync_data, within, write_all, write_all_vectored};
 use crate::error::IoError;
+use crate::format::store_line::StoreLine;
 use crate::io::{AlignedBuf, Done, Piece, RelPath, Step, Work, WorkSync};
 use crate::limits::{BLOCK_BYTES, FRAME_BYTES_MAX};
 
@@ -32,10 +34,14 @@ const UNSYNCED_MAX: usize = 128;
 /// Log files kept open while pieces are read back; all of a default shard's.
 const LOGS_MAX: usize = 32;
 
+/// Segments kept open while messages are copied; they are copied one segment behind the other.
+const SEGMENTS_MAX: usize = 4;
+
 pub(super) fn run(dir: &Dir, works: &[Work], stopped: &AtomicBool) -> Result<Done, IoError> {
     let mut run = Run {
         dir,
         logs: Vec::new(),
+        segments: Vec::new(),
         unsynced: Vec::new(),
         names: BTreeSet::new(),
         bytes: 0,
@@ -70,6 +76,7 @@ struct FileWrites<'a> {
 struct Run<'a> {
     dir: &'a Dir,
     logs: Vec<(&'a RelPath, OwnedFd)>,
+    segments: Vec<(&'a RelPath, OwnedFd)>,
     /// Written, to be fdatasynced.
     unsynced: Vec<(&'a RelPath, OwnedFd)>,
     /// Directories that got names, to be fsynced.
@@ -215,6 +222,12 @@ impl<'a> Run<'a> {
                 len,
                 crc,
             } => self.read_log(path, *offset, u64::from(*len), *crc),
+            Piece::Message {
+                path,
+                offset,
+                skip,
+                line,
+            } => self.read_message(path, *offset, *skip, line),
         }
     }
 
@@ -245,6 +258,44 @@ impl<'a> Run<'a> {
             }),
             Some(_) => Ok(Loaded::Log(buf, range)),
         }
+    }
+
+    /// Reads a message out of a segment and proves it.
+    fn read_message(
+        &mut self,
+        path: &'a RelPath,
+        offset: u64,
+        skip: u16,
+        line: &StoreLine,
+    ) -> Result<Loaded<'a>, IoError> {
+        let len = message_bytes(skip, line);
+        let mut buf = Vec::new();
+        let count = bounded(path, offset, len)?;
+        if buf.try_reserve_exact(count).is_err() {
+            return Err(damaged(path, offset, len, libc::ENOMEM));
+        }
+        buf.resize(count, 0);
+        let fd = self.segment(path)?;
+        let count = read_full(fd, path, offset, &mut buf)?;
+        buf.truncate(count);
+        prove(&buf, (path, offset), skip, line)?;
+        Ok(Loaded::Segment(buf))
+    }
+
+    fn segment(&mut self, path: &'a RelPath) -> Result<&OwnedFd, IoError> {
+        let found = self.segments.iter().position(|(open, _)| *open == path);
+        let place = if let Some(place) = found {
+            place
+        } else {
+            let fd = self.dir.open("open", path, OFlag::O_RDONLY)?;
+            if self.segments.len() >= SEGMENTS_MAX {
+                self.segments.remove(0);
+            }
+            self.segments.push((path, fd));
+            self.segments.len() - 1
+        };
+        let (_, fd) = self.segments.get(place).expect("found or pushed above");
+        Ok(fd)
     }
 
     fn log(&mut self, path: &'a RelPath) -> Result<&OwnedFd, IoError> {
@@ -286,6 +337,7 @@ impl<'a> Run<'a> {
 enum Loaded<'a> {
     Memory(&'a [u8]),
     Log(AlignedBuf, Range<usize>),
+    Segment(Vec<u8>),
 }
 
 impl Loaded<'_> {
@@ -293,6 +345,7 @@ impl Loaded<'_> {
         match self {
             Self::Memory(bytes) => bytes,
             Self::Log(buf, range) => buf.get(range.clone()).expect("checked when it was read"),
+            Self::Segment(bytes) => bytes,
         }
     }
 }
@@ -316,6 +369,7 @@ impl Piece {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Log { len, .. } => u64::from(*len),
+            Self::Message { skip, line, .. } => message_bytes(*skip, line),
         }
     }
 }

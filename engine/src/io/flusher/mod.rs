@@ -9,6 +9,7 @@
 //! Every job is answered exactly once, also when its thread dies of a bug. The threads end when the
 //! last handle is gone, with all jobs answered.
 
+mod compact;
 mod dir;
 mod lookup;
 mod maker;
@@ -27,6 +28,8 @@ use super::nice::lower_priority;
 use super::{Done, Op};
 use crate::error::IoError;
 
+#[cfg(feature = "sim")]
+pub(crate) use compact::{bounded, damaged, prove};
 pub(crate) use dir::Dir;
 #[cfg(feature = "sim")]
 pub(crate) use maker::expand;

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use super::config::SimConfig;
 use super::store::{InodeId, Store, part, plain, size};
 use crate::error::IoError;
-use crate::io::flusher::expand;
+use crate::io::flusher::{bounded, damaged, expand, prove};
 use crate::io::{Op, OpenMode, Piece, RelPath, Step, Work, WorkSync};
 
 /// Bytes of one write of zeros.
@@ -441,6 +441,19 @@ impl Store {
                         return Err(fail("checksum", libc::EIO));
                     }
                     data.extend_from_slice(body);
+                }
+                Piece::Message {
+                    path,
+                    offset,
+                    skip,
+                    line,
+                } => {
+                    let len = bounded(path, *offset, piece.len())?;
+                    let id = self.file(&plain(path.as_str()));
+                    let id = id.map_err(|errno| damaged(path, *offset, piece.len(), errno))?;
+                    let bytes = part(&self.inode(id).cache, *offset, len);
+                    prove(bytes, (path, *offset), *skip, line)?;
+                    data.extend_from_slice(bytes);
                 }
             }
         }
