@@ -62,6 +62,11 @@ impl Positions {
         self.flushed
     }
 
+    /// For a planted bug: what was only handed to the kernel proves nothing.
+    pub(crate) fn written_to(&self) -> WrittenTo {
+        self.written
+    }
+
     pub(crate) fn durable_to(&self) -> DurableTo {
         self.durable
     }

@@ -18,6 +18,10 @@
 //! The bytes on disk are specified in `FORMAT.md` and defined in [`format`](mod@format).
 #![deny(unsafe_code)]
 
+#[cfg(not(feature = "sim"))]
+mod canary;
+#[cfg(feature = "sim")]
+pub mod canary;
 pub mod check;
 mod commit;
 pub mod config;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::files::LogIdentity;
+use crate::canary::{self, Canary};
 use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
 use crate::format::Reserved;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader, FrameKind};
@@ -115,6 +116,9 @@ pub(crate) fn recover<I: Io>(
                     let bad = corrupt(identity, number, offset, error.reason());
                     recovery.evidence(ops, &mut reader, &bad)?;
                     let torn = !matches!(error, FrameError::NotAFrame | FrameError::OtherSalt);
+                    if torn && canary::on(Canary::TornTakenAsDamage) {
+                        return Err(OpenError::LogDamaged(bad));
+                    }
                     recovery.torn_at = torn.then_some(bad);
                     return Ok(recovery);
                 }
@@ -156,7 +160,7 @@ impl Recovery {
                     let ours = found.header.is_none_or(|header| header.salt == frame.salt);
                     ours && frame.lsn >= self.end && frame.flushed_lsn > self.end
                 });
-                if vouches {
+                if vouches && !canary::on(Canary::DamageTakenAsTorn) {
                     return Err(OpenError::LogDamaged(bad.clone()));
                 }
                 offset += BLOCK_BYTES;

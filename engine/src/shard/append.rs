@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 
 use super::load::Wants;
 use super::{Phase, Shard};
+use crate::canary::{self, Canary};
 use crate::dedupe::{Key, Seen};
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::{SLOT, SpecialUse};
@@ -24,6 +25,7 @@ use crate::limits::{
     APPEND_AGE_MAX_NS, CACHE_SLOTS_MAX, PREFIX_BYTES_MAX, RECIPIENTS_MAX, USER_QUEUE_MAX,
 };
 use crate::pending::Entry;
+use crate::position::Lsn;
 use crate::prepare::Summary;
 use crate::request::{
     AppendGroup, Body, BusyReason, Dedupe, Event, MonotonicNs, Notice, Now, Outcome, Recipient,
@@ -416,6 +418,10 @@ impl<I: Io> Shard<I> {
                 uid,
                 durable: self.positions.durable_to(),
             }),
+            Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => {
+                let durable = self.positions.durable_to();
+                Decision::Now(Outcome::Duplicate { uid, durable })
+            }
             Seen::InFlight(uid) => Decision::WithFirst(uid),
             Seen::OtherContent | Seen::No => {
                 let same = |earlier: &&usize| {
@@ -489,11 +495,27 @@ impl<I: Io> Shard<I> {
                 .get(index)
                 .and_then(|append| append.outcomes.get(recipient));
             if settled.is_some_and(Option::is_none) {
+                if canary::on(Canary::RefusedRemembered) {
+                    self.remember_refused(index, recipient);
+                }
                 self.drop_reserved(index, recipient);
                 self.set_outcome(index, recipient, Outcome::Refused(why.clone()));
             }
         }
         self.finish_if_decided(now, index);
+    }
+
+    /// Planted: the id of a refused delivery is remembered.
+    fn remember_refused(&mut self, index: usize, place: usize) {
+        let append = self.appends.get(index).expect("an open append");
+        let (Some(user), Some(recipient)) =
+            (append.users.get(place), append.group.recipients.get(place))
+        else {
+            return;
+        };
+        let key = self.dedupe_key(*user, recipient, append.group.body.summary());
+        let time_s = seconds(recipient.internal_date);
+        self.window.insert(&key, Uid::new(1), time_s, Lsn::new(0));
     }
 
     /// After a fatal error: every open append is answered `Stopped`, whatever the disk holds.

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::Shard;
 use super::append::{Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, line_flags, seconds};
+use crate::canary::{self, Canary};
 use crate::format::crc;
 use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT};
 use crate::format::record::{
@@ -16,8 +17,9 @@ use crate::format::record::{
 };
 use crate::format::store_line::StoreLine;
 use crate::index::apply_mailbox;
-use crate::io::Io;
+use crate::io::{Io, Op};
 use crate::mbox;
+use crate::ops::Purpose;
 use crate::pending::{Entry, LargeMail, PendingBody, SmallMail, What};
 use crate::position::Lsn;
 use crate::prepare::{PreparedBody, Summary};
@@ -71,6 +73,9 @@ impl<I: Io> Shard<I> {
                 let key = self.dedupe_key(user, recipient, body.summary());
                 self.window
                     .insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
+            }
+            if canary::on(Canary::VisibleEarly) {
+                self.publish_entries(user, std::mem::take(&mut entries));
             }
             let kind = DecidedKind::Stored { uid, modseq };
             done.push(Decided {
@@ -312,6 +317,12 @@ impl<I: Io> Shard<I> {
             uid,
             segment,
         };
+        if canary::on(Canary::RenamedBeforeRecord) {
+            let dir = self.users.get(one.user).dir();
+            let from = dir.segment_part(segment);
+            let to = dir.large(segment, one.recipient.mailbox, uid);
+            self.ops.start(Op::Rename { from, to }, Purpose::Tidy);
+        }
         entries.push(Entry {
             slot,
             what: What::Large(mail),

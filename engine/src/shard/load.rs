@@ -7,6 +7,7 @@ use bytes::Bytes;
 use ringpost_netproto::placement::UserKey;
 
 use super::Shard;
+use crate::canary::{self, Canary};
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::InfoHeader;
 use crate::index::{BadInfo, Index, InfoFile, fold};
@@ -193,6 +194,12 @@ impl<I: Io> Shard<I> {
         listing
             .older
             .retain(|generation| Some(*generation) < listing.generation);
+        if canary::on(Canary::UnreferencedDeleted) && listing.generation.is_none() {
+            let finals = names
+                .iter()
+                .filter(|(name, _)| name.strip_suffix(".mbox").is_some());
+            part_files.extend(finals.filter_map(|(name, _)| dir.entry(name)));
+        }
         for path in part_files {
             self.metrics.parts_removed += 1;
             self.ops.start(Op::Unlink { path }, Purpose::Tidy);

@@ -16,6 +16,7 @@ mod partitions;
 mod publish;
 mod read;
 mod stage;
+mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
 

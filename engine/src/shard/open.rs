@@ -18,6 +18,7 @@ use super::checkpoint::{Checkpoint, NewFile, sealed};
 use super::partitions::Partitions;
 use super::stage::Stages;
 use super::{Looking, Phase, Shard, ShardIdentity, Space};
+use crate::canary::{self, Canary};
 use crate::commit::Positions;
 use crate::config::ShardConfig;
 use crate::dedupe::Window;
@@ -73,7 +74,12 @@ impl<I: Io> Shard<I> {
             identity.log(),
             config.log_file_bytes,
             (superblock.checkpoint_lsn, superblock.previous_crc),
-            |reserved, frame, payload| redo.apply(&identity, reserved, frame, payload),
+            |reserved, frame, payload| {
+                if canary::on(Canary::ReplayedTwice) {
+                    redo.apply(&identity, reserved, frame, payload)?;
+                }
+                redo.apply(&identity, reserved, frame, payload)
+            },
         )?;
         let mut files = Files::new(
             identity.log(),
@@ -536,7 +542,9 @@ impl Redo {
         if !owner || identity.partitions.partition(head.user) != head.partition {
             return Err(CorruptReason::Identity);
         }
-        if let Some(msg) = message {
+        if let Some(msg) = message
+            && !canary::on(Canary::DedupeNotRefilled)
+        {
             self.window.restore(DedupeEntry {
                 time_s: seconds(frame.wall),
                 user: head.user,

@@ -65,7 +65,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Makes durable entries visible to readers and known to the next checkpoint.
-    fn publish_entries(&mut self, index: usize, entries: SmallVec<[Entry; 1]>) {
+    pub(super) fn publish_entries(&mut self, index: usize, entries: SmallVec<[Entry; 1]>) {
         if entries.is_empty() {
             return;
         }

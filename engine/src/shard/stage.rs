@@ -11,6 +11,7 @@ use ringpost_netproto::id::{Guid, MailboxId, WallNs};
 
 use super::Shard;
 use super::append::line_flags;
+use crate::canary::{self, Canary};
 use crate::error::IoError;
 use crate::format::store_line::{STORE_LINE_BYTES, StoreLine};
 use crate::io::{Done, Failed, FileId, Io, Op, OpenMode, RelPath};
@@ -318,6 +319,8 @@ impl<I: Io> Shard<I> {
             (Step::Finishing(ticket, finish, Left::Writes(left)), Done::Nothing) => {
                 if left > 1 {
                     stage.step = Step::Finishing(ticket, finish, Left::Writes(left - 1));
+                } else if canary::on(Canary::LoggedBeforeSync) {
+                    self.staged(id, ticket, *finish);
                 } else {
                     stage.step = Step::Finishing(ticket, finish, Left::Sync);
                     let file = stage.file.expect("it was just written");

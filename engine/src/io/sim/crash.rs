@@ -2,15 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use fastrand::Rng;
 
 use super::config::{Crash, Fate, Model, SimConfig};
 use super::steps::Act;
-use super::store::{Inode, InodeId, Late, Node, Store, overlay, parent, part, size};
-
-/// A sector is old or new, never torn.
-const SECTOR: u64 = 512;
+use super::store::{Inode, InodeId, Late, Node, SECTOR, Store, overlay, parent, part, size};
 
 /// What a harsh device garbles whole.
 const BLOCK: u64 = 4096;
@@ -65,11 +61,56 @@ pub(super) fn crash(
         tear(store, &late, config, rng);
     }
     keep_names(store, config.fate, rng);
-    for inode in store.inodes.values_mut() {
+    let mut garbled = Vec::new();
+    for (id, inode) in &mut store.inodes {
+        let dirty = dirty_blocks(inode);
         persist_by_chance(inode, config.model, config.fate, rng);
+        if config.harsh && !dirty.is_empty() && rng.u8(..8) == 0 {
+            let block = dirty.get(rng.usize(..dirty.len())).copied().unwrap_or(0);
+            if let Some(len) = garble(inode, block * BLOCK, rng) {
+                garbled.push((*id, block * BLOCK, len));
+            }
+        }
         inode.cache.clone_from(&inode.durable);
     }
+    for (id, offset, len) in garbled {
+        store.wound(id, offset, len);
+    }
     forget_unnamed(store);
+}
+
+/// Blocks that write-back may have been busy with.
+fn dirty_blocks(inode: &Inode) -> Vec<u64> {
+    let blocks: BTreeSet<u64> = inode
+        .pending
+        .iter()
+        .flat_map(|written| written.offset / BLOCK..written.end().div_ceil(BLOCK))
+        .collect();
+    blocks.into_iter().collect()
+}
+
+/// Turns what the medium has of a block into garbage; how many bytes that were.
+fn garble(inode: &mut Inode, offset: u64, rng: &mut Rng) -> Option<u64> {
+    let end = size(offset + BLOCK).min(inode.durable.len());
+    let block = inode.durable.get_mut(size(offset)..end)?;
+    rng.fill(block);
+    (!block.is_empty()).then_some(block.len() as u64)
+}
+
+/// A step that fails did a part of its work, or nothing.
+pub(super) fn in_part(store: &mut Store, act: &Act, config: &SimConfig, rng: &mut Rng) {
+    match act {
+        Act::WriteDirect(inode, _, offset, data) => {
+            let late = Late {
+                inode: *inode,
+                offset: *offset,
+                data: data.clone(),
+            };
+            tear(store, &late, config, rng);
+        }
+        Act::WriteFile(..) => overtake(store, act, Crash::Kill, config, rng),
+        _ => {}
+    }
 }
 
 /// A step that was going on happened, or in part, or not.
@@ -231,27 +272,5 @@ pub(super) fn fail_sync(
                 inode.cache.clone_from(&inode.durable);
             }
         }
-    }
-}
-
-/// Bit rot: flips bits of a byte on the medium and in the cache.
-pub(super) fn flip(inode: &mut Inode, offset: u64, mask: u8) -> bool {
-    let at = size(offset);
-    let mut found = false;
-    for image in [&mut inode.cache, &mut inode.durable] {
-        if let Some(byte) = image.get_mut(at) {
-            *byte ^= mask;
-            found = true;
-        }
-    }
-    found
-}
-
-/// A file that is wholly durable, for setting up.
-pub(super) fn durable_inode(data: &Bytes) -> Inode {
-    Inode {
-        cache: data.to_vec(),
-        durable: data.to_vec(),
-        pending: Vec::new(),
     }
 }

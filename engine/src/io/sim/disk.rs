@@ -3,14 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use fastrand::Rng;
 
-use super::config::{Crash, SimConfig};
-use super::crash::{durable_inode, flip};
+use super::config::{Crash, SimConfig, Wound};
 use super::driver::SimIo;
+use super::medium;
 use super::state::State;
-use super::store::{Node, Store, plain};
+use super::store::{Inode, Node, SECTOR, Store, plain};
 use crate::io::RelPath;
 
 /// A handle of a simulated disk that outlives the `Io`s on it. Clones are the same disk.
@@ -71,6 +70,26 @@ impl SimDisk {
         self.0.borrow().counted.syncs
     }
 
+    /// Errors given so far that no program could have avoided: those of switches, and a full disk.
+    pub fn faults(&self) -> u64 {
+        self.0.borrow().counted.faults
+    }
+
+    /// Ops in flight, of all its `Io`s.
+    pub fn in_flight(&self) -> usize {
+        self.0.borrow().in_flight()
+    }
+
+    /// Ops that were in flight when their `Io` was dropped, while the disk was not frozen.
+    pub fn dropped(&self) -> u64 {
+        self.0.borrow().counted.dropped
+    }
+
+    /// What went wrong on the medium so far, in earlier lives too.
+    pub fn wounds(&self) -> Vec<Wound> {
+        self.0.borrow().store.wounds.clone()
+    }
+
     /// Log writes so far.
     pub fn log_writes(&self) -> u64 {
         self.0.borrow().counted.log_writes
@@ -94,6 +113,11 @@ impl SimDisk {
     /// The trace so far: a line per step, if it is kept.
     pub fn trace(&self) -> String {
         self.0.borrow().trace.clone()
+    }
+
+    /// The trace since the last call.
+    pub fn take_trace(&self) -> String {
+        std::mem::take(&mut self.0.borrow_mut().trace)
     }
 
     /// Names and sizes in a directory, sorted by name; empty if there is none.
@@ -143,7 +167,7 @@ impl SimDisk {
         let id = store
             .create(&path)
             .expect("the names of a fixture fit together");
-        *store.inode_mut(id) = durable_inode(&Bytes::copy_from_slice(data));
+        *store.inode_mut(id) = Inode::durable(data);
         store.sync_tree(u64::MAX);
     }
 
@@ -163,10 +187,36 @@ impl SimDisk {
 
     /// Bit rot in one byte; `false` if there is no such byte.
     pub fn flip(&self, path: &RelPath, offset: u64, mask: u8) -> bool {
+        self.hurt(path, offset, 1, |inode| {
+            medium::flip(inode, offset, mask);
+        })
+    }
+
+    /// The sector of a byte cannot be read any more until it is written again; `false` if there is
+    /// no such byte.
+    pub fn spoil(&self, path: &RelPath, offset: u64) -> bool {
+        self.hurt(path, offset, 1, |inode| {
+            inode.bad.insert(offset / SECTOR);
+        })
+    }
+
+    /// Whether all of these bytes of a file can be read.
+    pub fn is_readable(&self, path: &RelPath, offset: u64, len: usize) -> bool {
+        let state = self.0.borrow();
+        let inode = state.store.file(&plain(path.as_str()));
+        inode.is_ok_and(|id| state.store.inode(id).check_readable(offset, len).is_ok())
+    }
+
+    fn hurt(&self, path: &RelPath, offset: u64, len: u64, hurt: impl FnOnce(&mut Inode)) -> bool {
         let mut state = self.0.borrow_mut();
-        match state.store.file(&plain(path.as_str())) {
-            Ok(id) => flip(state.store.inode_mut(id), offset, mask),
-            Err(_) => false,
+        let store = &mut state.store;
+        match store.file(&plain(path.as_str())) {
+            Ok(id) if offset < store.inode(id).cache.len() as u64 => {
+                hurt(store.inode_mut(id));
+                store.wound(id, offset, len);
+                true
+            }
+            _ => false,
         }
     }
 }

@@ -93,10 +93,7 @@ impl Drop for SimIo {
     fn drop(&mut self) {
         // Not while a panic inside the disk unwinds.
         if let Ok(mut state) = self.disk.0.try_borrow_mut() {
-            while state.is_busy(self.id) {
-                state.run_next();
-            }
-            drop(state.take_mail(self.id));
+            state.abandon(self.id);
         }
     }
 }

@@ -21,27 +21,44 @@
 //! versions since the last sync. [`Crash::PowerCut`] forgets caches; [`Crash::Kill`] keeps them, and
 //! log writes in flight may still land until that file's next sync.
 //!
-//! Switches of [`SimConfig`]: slow ops; short transfers (the op goes on by itself, with a crash point
-//! between); an errno at the k-th step; no room from a given byte on; a failed sync *with pages marked
-//! clean*, the cache then evicted or not; a lost log write; whole 4 KiB blocks in flight turned into
-//! garbage (`harsh`); a crash at the k-th change. [`SimDisk::flip`] is bit rot.
+//! Errors, each a switch of [`SimConfig`]:
+//!
+//! | fault | what happens |
+//! |---|---|
+//! | slow, short | a step takes many times as long; a transfer goes on in two steps, with a crash point between |
+//! | `error_at` | the k-th step, of all or of a class, fails with an errno; a write does a part first |
+//! | `sync_error_at` | EIO *with pages marked clean*, the cache then evicted or not: the next sync lies |
+//! | `capacity_bytes`, `inodes_max`, `links_max` | no room from a given byte, file or name on: ENOSPC, EDQUOT, EMLINK |
+//! | `lost_write_at` | a log write is confirmed and not done |
+//! | `sector_at` | one sector of a transfer to the medium is lost, or written over another one |
+//! | `harsh` | a whole 4 KiB block in flight at a power cut turns into garbage, with what was in it |
+//! | `crash_at` | a crash before the k-th change |
+//!
+//! [`SimDisk::flip`] is bit rot, [`SimDisk::spoil`] a sector that cannot be read until it is written.
+//! What is hurt on the medium is remembered ([`SimDisk::wounds`]), what no program could have avoided is
+//! counted ([`SimDisk::faults`]): a test can tell what was done to a program from what it did itself.
 //!
 //! After its crash point a disk is frozen: every op fails with EIO and nothing changes any more, so
 //! that a program under test comes to its end. [`SimDisk::crash`] then gives the image it restarts
 //! from; called again, another fate of the same moment.
 //!
-//! Left out: renaming directories, permissions, misdirected writes, errors of the medium that last.
+//! Three planted bugs live here, since they are the kernel's side of the engine's ring
+//! ([`Canary`](crate::canary::Canary)): log writes that are not durable, short ones taken as whole, and buffers
+//! that are filled again too early.
+//!
+//! Left out: renaming directories, permissions, write-back that reorders within a sector.
 
 mod config;
 mod crash;
 mod disk;
 mod driver;
+mod medium;
 mod state;
 mod steps;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Crash, Fate, Model, SimConfig};
+pub use config::{Among, Crash, Fate, Model, Sector, SimConfig, StepError, Wound};
 pub use disk::SimDisk;
 pub use driver::SimIo;

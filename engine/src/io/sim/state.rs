@@ -1,17 +1,19 @@
 //! What is behind a simulated disk: virtual time, ops in flight, and the switches at work.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 use fastrand::Rng;
 
-use super::config::{Crash, SimConfig};
+use super::config::{Among, Crash, SimConfig};
 use super::crash;
+use super::medium;
 use super::steps::{Act, Handle, plan};
-use super::store::{Store, part, plain};
+use super::store::{Limits, Store, part, plain};
+use crate::canary::{self, Canary};
 use crate::error::IoError;
-use crate::io::{Completion, Done, Failed, FileId, Op, OpenMode, Token};
+use crate::io::{Completion, Done, Failed, FileId, Op, OpenMode, RelPath, Token, WorkSync};
 
 /// An op in flight.
 #[derive(Debug)]
@@ -25,6 +27,18 @@ struct Running {
     since: u64,
     bytes: u64,
     syncs: u64,
+    /// Directories that got a name which the plan did not foresee, to be synced at its end.
+    named: BTreeSet<RelPath>,
+}
+
+impl Running {
+    /// Whether it is a materialise that makes itself durable.
+    fn syncs_names(&self) -> bool {
+        match &self.op {
+            Op::Materialise(works) => works.iter().any(|work| work.sync == WorkSync::Each),
+            _ => false,
+        }
+    }
 }
 
 /// What one-shot switches count.
@@ -34,6 +48,39 @@ pub(super) struct Counted {
     pub(super) changes: u64,
     pub(super) syncs: u64,
     pub(super) log_writes: u64,
+    reads: u64,
+    writes: u64,
+    names: u64,
+    transfers: u64,
+    /// Errors that no program could have avoided.
+    pub(super) faults: u64,
+    /// Ops that were in flight when their `Io` was dropped.
+    pub(super) dropped: u64,
+}
+
+impl Counted {
+    /// Counts a step; gives its number among each class that it belongs to.
+    fn step(&mut self, act: &Act) {
+        self.steps += 1;
+        match act.class() {
+            Among::Reads => self.reads += 1,
+            Among::Writes => self.writes += 1,
+            Among::Names => self.names += 1,
+            Among::Syncs => self.syncs += 1,
+            Among::Steps => {}
+        }
+        self.log_writes += u64::from(matches!(act, Act::WriteDirect(..)));
+    }
+
+    fn among(&self, class: Among) -> u64 {
+        match class {
+            Among::Steps => self.steps,
+            Among::Reads => self.reads,
+            Among::Writes => self.writes,
+            Among::Names => self.names,
+            Among::Syncs => self.syncs,
+        }
+    }
 }
 
 /// Everything behind a [`SimDisk`](super::SimDisk).
@@ -114,6 +161,9 @@ impl State {
     /// Starts an op.
     pub(super) fn start(&mut self, io: u32, op: Op, token: Token, handle: Option<Handle>) {
         let acts = plan(&op, handle.as_ref(), &self.config, &mut self.rng);
+        if canary::on(Canary::BufferReused) {
+            self.reuse_buffers(io, &op);
+        }
         let running = Running {
             io,
             token,
@@ -123,11 +173,30 @@ impl State {
             since: self.store.seq(),
             bytes: 0,
             syncs: 0,
+            named: BTreeSet::new(),
         };
         if self.frozen {
             self.fail(running, libc::EIO);
         } else {
             self.schedule(running);
+        }
+    }
+
+    /// Log writes in flight get the bytes of a later one: its buffer was theirs.
+    fn reuse_buffers(&mut self, io: u32, op: &Op) {
+        let Op::LogWrite { buf, .. } = op else {
+            return;
+        };
+        for running in self.in_flight.values_mut().filter(|other| other.io == io) {
+            for act in &mut running.acts {
+                if let Act::WriteDirect(_, _, _, data) = act {
+                    let mut mixed = data.to_vec();
+                    for (old, new) in mixed.iter_mut().zip(buf.iter()) {
+                        *old = *new;
+                    }
+                    *data = Bytes::from(mixed);
+                }
+            }
         }
     }
 
@@ -148,7 +217,7 @@ impl State {
         };
         let slow = self.config.slow_one_in;
         let factor = if slow > 0 && self.rng.u32(..slow) == 0 {
-            50
+            self.config.slow_factor
         } else {
             1
         };
@@ -183,6 +252,21 @@ impl State {
         self.in_flight.values().any(|running| running.io == io)
     }
 
+    /// Ops that have not ended.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// An `Io` is dropped: what it had in flight goes on to its end, and nobody hears of it.
+    pub(super) fn abandon(&mut self, io: u32) {
+        let busy = self.in_flight.values().filter(|running| running.io == io);
+        self.counted.dropped += busy.count() as u64;
+        while self.is_busy(io) {
+            self.run_next();
+        }
+        drop(self.take_mail(io));
+    }
+
     pub(super) fn take_mail(&mut self, io: u32) -> Vec<Completion> {
         self.mail.remove(&io).unwrap_or_default()
     }
@@ -210,11 +294,17 @@ impl State {
         if let Err(error) = result {
             return self.fail_with(running, error);
         }
-        running.bytes += match act {
-            Act::WritePath(..) => act.describe().len,
-            _ => 0,
-        };
+        if let Act::WritePath(path, ..) = &act {
+            running.bytes += act.describe().len;
+            if result.is_ok_and(|made| made) && running.syncs_names() {
+                running.named.insert(path.parent());
+            }
+        }
         running.syncs += u64::from(act.syncs());
+        if running.acts.is_empty() {
+            let named = std::mem::take(&mut running.named);
+            running.acts.extend(named.into_iter().map(Act::SyncDir));
+        }
         if running.acts.is_empty() {
             self.complete(running);
         } else {
@@ -222,13 +312,9 @@ impl State {
         }
     }
 
-    fn step(&mut self, act: &Act, running: &Running) -> Result<(), IoError> {
-        self.counted.steps += 1;
-        if let Some((at, errno)) = self.config.error_at
-            && at == self.counted.steps
-        {
-            return Err(act.error(errno));
-        }
+    /// Does a step, or what the faults make of it; whether a file was made that nobody foresaw.
+    fn step(&mut self, act: &Act, running: &Running) -> Result<bool, IoError> {
+        self.counted.step(act);
         // What a killed process left in the queue lands when it likes.
         for _ in 0..self.store.late.len() {
             if self.rng.u8(..4) == 0 {
@@ -236,26 +322,55 @@ impl State {
                 self.store.land(|late| Some(late.inode) == inode);
             }
         }
-        if act.syncs() {
-            self.counted.syncs += 1;
-            if self.config.sync_error_at == Some(self.counted.syncs) {
-                return Err(self.fail_sync(act));
-            }
+        if let Some(error) = self.config.error_at
+            && act.is_among(error.among)
+            && error.at == self.counted.among(error.among)
+        {
+            self.counted.faults += 1;
+            crash::in_part(&mut self.store, act, &self.config, &mut self.rng);
+            return Err(act.error(error.errno));
         }
-        if let Act::WriteDirect(..) = act {
-            self.counted.log_writes += 1;
-            if self.config.lost_write_at == Some(self.counted.log_writes) {
-                return Ok(());
-            }
+        if act.syncs() && self.config.sync_error_at == Some(self.counted.syncs) {
+            self.counted.faults += 1;
+            return Err(self.fail_sync(act));
+        }
+        if matches!(act, Act::WriteDirect(..))
+            && self.config.lost_write_at == Some(self.counted.log_writes)
+        {
+            medium::lose(&mut self.store, act);
+            return Ok(false);
         }
         let used = |capacity: u64| capacity.saturating_sub(self.store.used());
-        let room = self.config.capacity_bytes.map(used);
+        let capacity = self.config.capacity_bytes.filter(|_| act.changes());
+        let room = capacity.map(used);
+        self.store.limits = Limits {
+            inodes_max: self.config.inodes_max,
+            links_max: self.config.links_max,
+        };
         // A sync inside an op covers what that op wrote before.
         let since = match running.op {
             Op::Sync { .. } | Op::SyncDir { .. } | Op::SyncTree => running.since,
             _ => self.store.seq(),
         };
-        self.store.act(act, since, room)
+        let transfer = match self.config.sector_at {
+            Some(_) => medium::transfer(&self.store, act, since),
+            None => None,
+        };
+        self.counted.transfers += u64::from(transfer.is_some());
+        let done = self.store.act(act, since, room);
+        if let (Some(transfer), Some((at, how))) = (transfer, self.config.sector_at)
+            && at == self.counted.transfers
+        {
+            medium::spoil_sector(&mut self.store, &transfer, how, &mut self.rng);
+        }
+        done.map_err(|mut error| {
+            let limited = matches!(error.errno, libc::ENOSPC | libc::EMLINK);
+            self.counted.faults += u64::from(limited);
+            if error.errno == libc::ENOSPC {
+                error.errno = self.config.full_errno;
+            }
+            error
+        })
     }
 
     fn fail_sync(&mut self, act: &Act) -> IoError {
@@ -271,7 +386,7 @@ impl State {
         act.error(libc::EIO)
     }
 
-    fn note(&mut self, running: &Running, act: &Act, result: &Result<(), IoError>) {
+    fn note(&mut self, running: &Running, act: &Act, result: &Result<bool, IoError>) {
         if !self.config.trace {
             return;
         }
@@ -384,7 +499,9 @@ impl State {
             }
             Op::Read { offset, len, .. } => {
                 let handle = running.handle.as_ref().expect("checked at submit");
-                let found = part(&store.inode(handle.inode).cache, *offset, *len);
+                let inode = store.inode(handle.inode);
+                inode.check_readable(*offset, *len)?;
+                let found = part(&inode.cache, *offset, *len);
                 Done::Bytes(Bytes::copy_from_slice(found))
             }
             Op::Materialise(_) => Done::Materialised {
@@ -396,8 +513,16 @@ impl State {
                 store.check_dir(&path)?;
                 Done::Listing(store.list(&path))
             }
+            Op::LogRead { offset, len, .. } => {
+                let handle = running.handle.as_ref().expect("checked at submit");
+                let inode = store.inode(handle.inode);
+                inode.check_readable(*offset, *len)?;
+                return Ok(None);
+            }
             Op::ReadFile { path, bytes_max } => {
-                let cache = &store.inode(store.file(&plain(path.as_str()))?).cache;
+                let inode = store.inode(store.file(&plain(path.as_str()))?);
+                inode.check_readable(0, inode.cache.len())?;
+                let cache = &inode.cache;
                 if cache.len() as u64 > *bytes_max {
                     return Err(libc::EFBIG);
                 }
@@ -409,11 +534,12 @@ impl State {
             }
             Op::FreeSpace => {
                 let total_bytes = self.config.capacity_bytes.unwrap_or(1 << 40);
+                let inodes = self.config.inodes_max;
                 Done::Space {
                     free_bytes: total_bytes.saturating_sub(store.used()),
                     total_bytes,
-                    free_inodes: u64::MAX,
-                    total_inodes: u64::MAX,
+                    free_inodes: inodes.map_or(u64::MAX, |max| max.saturating_sub(store.count())),
+                    total_inodes: inodes.unwrap_or(u64::MAX),
                 }
             }
             _ => return Ok(None),

@@ -5,8 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use fastrand::Rng;
 
-use super::config::SimConfig;
+use super::config::{Among, SimConfig};
 use super::store::{InodeId, Store, part, plain, size};
+use crate::canary::{self, Canary};
 use crate::error::IoError;
 use crate::io::flusher::{bounded, damaged, expand, prove};
 use crate::io::{Op, OpenMode, Piece, RelPath, Step, Work, WorkSync};
@@ -67,14 +68,37 @@ pub(super) struct Described {
 
 impl Act {
     pub(super) fn changes(&self) -> bool {
-        !matches!(self, Self::Look)
+        self.class() != Among::Reads
     }
 
     pub(super) fn syncs(&self) -> bool {
-        matches!(
-            self,
-            Self::SyncFile(..) | Self::SyncPath(_) | Self::SyncDir(_) | Self::SyncTree
-        )
+        self.class() == Among::Syncs
+    }
+
+    /// The narrowest class it belongs to.
+    pub(super) fn class(&self) -> Among {
+        match self {
+            Self::Look => Among::Reads,
+            Self::WritePath(..)
+            | Self::Zero(..)
+            | Self::Cut(..)
+            | Self::WriteFile(..)
+            | Self::WriteDirect(..)
+            | Self::Copy(..) => Among::Writes,
+            Self::Create(..)
+            | Self::MakeDir(_)
+            | Self::Link(..)
+            | Self::Rename(..)
+            | Self::RenameAgain(..)
+            | Self::Unlink(_) => Among::Names,
+            Self::SyncFile(..) | Self::SyncPath(_) | Self::SyncDir(_) | Self::SyncTree => {
+                Among::Syncs
+            }
+        }
+    }
+
+    pub(super) fn is_among(&self, class: Among) -> bool {
+        class == Among::Steps || class == self.class()
     }
 
     pub(super) fn describe(&self) -> Described {
@@ -197,6 +221,9 @@ fn shorten(act: Act, rng: &mut Rng) -> Vec<Act> {
             let at = rng.usize(1..data.len().div_ceil(BLOCK)) * BLOCK;
             let (first, rest) = halves(&data, at);
             let behind = offset + first.len() as u64;
+            if canary::on(Canary::ShortTakenAsWhole) {
+                return vec![Act::WriteDirect(inode, path, offset, first)];
+            }
             vec![
                 Act::WriteDirect(inode, path.clone(), offset, first),
                 Act::WriteDirect(inode, path, behind, rest),
@@ -294,21 +321,35 @@ fn named(step: &Step) -> Vec<RelPath> {
 }
 
 impl Store {
-    /// Does a step. `since` bounds what a sync covers, `room` what files may grow by.
-    pub(super) fn act(&mut self, act: &Act, since: u64, room: Option<u64>) -> Result<(), IoError> {
+    /// Does a step. `since` bounds what a sync covers, `room` what files may grow by. Tells whether
+    /// a write made its file.
+    pub(super) fn act(
+        &mut self,
+        act: &Act,
+        since: u64,
+        room: Option<u64>,
+    ) -> Result<bool, IoError> {
         let fail = |errno| act.error(errno);
         match act {
             Act::WritePath(path, offset, pieces) => {
                 let data = self.gather(pieces)?;
+                let made = self.file(&plain(path.as_str())).is_err();
                 let id = self.create_if_missing(&plain(path.as_str()));
                 let id = id.map_err(|errno| IoError {
                     operation: "open",
                     ..fail(errno)
                 })?;
-                self.write_within(id, *offset, &data, room).map_err(fail)
+                let written = self.write_within(id, *offset, &data, room);
+                written.map(|()| made).map_err(fail)
             }
-            Act::Copy(from, to, skip) => self.copy(from, to, *skip, room).map_err(fail),
-            other => self.act_simply(other, since, room).map_err(fail),
+            Act::Copy(from, to, skip) => {
+                let copied = self.copy(from, to, *skip, room);
+                copied.map(|()| false).map_err(fail)
+            }
+            other => {
+                let done = self.act_simply(other, since, room);
+                done.map(|()| false).map_err(fail)
+            }
         }
     }
 
@@ -339,7 +380,11 @@ impl Store {
             Act::WriteFile(id, _, offset, data) => self.write_within(*id, *offset, data, room),
             Act::WriteDirect(id, _, offset, data) => {
                 let (data, result) = self.fitting(*id, *offset, data, room);
-                self.write_durable(*id, *offset, &data);
+                if canary::on(Canary::DsyncLeftOff) {
+                    self.write(*id, *offset, data);
+                } else {
+                    self.write_durable(*id, *offset, &data);
+                }
                 result
             }
             Act::SyncFile(id, _) => {
@@ -433,8 +478,9 @@ impl Store {
                     let id = self.file(&plain(path.as_str()));
                     let id = id.map_err(|errno| fail("open", errno))?;
                     let len = size(u64::from(*len));
-                    let body = part(&self.inode(id).cache, *offset, len);
-                    if body.len() < len {
+                    let inode = self.inode(id);
+                    let body = part(&inode.cache, *offset, len);
+                    if body.len() < len || inode.check_readable(*offset, len).is_err() {
                         return Err(fail("read", libc::EIO));
                     }
                     if crc32fast::hash(body) != *crc {
@@ -473,6 +519,7 @@ impl Store {
             return Err(libc::EEXIST);
         }
         let all = &self.inode(source).cache;
+        self.inode(source).check_readable(0, all.len())?;
         let (plain_part, body) = all.split_at(size(skip).min(all.len()));
         let mut copy = plain_part.to_vec();
         expand(body, &mut copy);

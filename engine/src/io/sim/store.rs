@@ -1,11 +1,14 @@
 //! Files and names of a simulated disk: what readers see, what is durable, and what lies between.
 //! No time, no chance; [`crash`](super::crash) draws fates over this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::config::Model;
+use super::config::{Model, Wound};
+
+/// What the medium writes whole: old or new, never torn.
+pub(super) const SECTOR: u64 = 512;
 
 /// A file, whatever its names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,6 +45,8 @@ pub(super) struct Inode {
     pub(super) durable: Vec<u8>,
     /// Completed, in order, not durable.
     pub(super) pending: Vec<Written>,
+    /// Sectors that cannot be read.
+    pub(super) bad: BTreeSet<u64>,
 }
 
 /// A change of names. Each concerns one directory, but for a rename in [`Model::Ext4`].
@@ -61,6 +66,13 @@ pub(super) struct Late {
     pub(super) data: Bytes,
 }
 
+/// What there can be.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Limits {
+    pub(super) inodes_max: Option<u64>,
+    pub(super) links_max: Option<u32>,
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
@@ -72,6 +84,8 @@ pub(super) struct Store {
     /// Done, in order, not durable.
     pub(super) changes: Vec<(u64, NameChange)>,
     pub(super) late: Vec<Late>,
+    pub(super) limits: Limits,
+    pub(super) wounds: Vec<Wound>,
     next_inode: u64,
     seq: u64,
 }
@@ -114,6 +128,31 @@ pub(super) fn plain(path: &str) -> String {
 }
 
 impl Inode {
+    /// A file that is wholly durable, for setting up.
+    pub(super) fn durable(data: &[u8]) -> Self {
+        Self {
+            cache: data.to_vec(),
+            durable: data.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// EIO if one of these bytes lies in a bad sector.
+    pub(super) fn check_readable(&self, offset: u64, len: usize) -> Result<(), i32> {
+        let end = offset.saturating_add(len as u64).div_ceil(SECTOR);
+        match self.bad.range(offset / SECTOR..end).next() {
+            Some(_) => Err(libc::EIO),
+            None => Ok(()),
+        }
+    }
+
+    /// A sector that is written again can be read again.
+    fn mend(&mut self, offset: u64, len: usize) {
+        let end = (offset + len as u64).div_ceil(SECTOR);
+        self.bad
+            .retain(|sector| !(offset / SECTOR..end).contains(sector));
+    }
+
     /// Makes what was written up to `seq` durable. Sectors that a failed sync marked clean stay as
     /// they are on the medium.
     fn persist(&mut self, seq: u64) {
@@ -177,6 +216,8 @@ impl Store {
             durable_names: BTreeMap::new(),
             changes: Vec::new(),
             late: Vec::new(),
+            limits: Limits::default(),
+            wounds: Vec::new(),
             next_inode: 1,
             seq: 0,
         }
@@ -243,11 +284,50 @@ impl Store {
             return Err(libc::EISDIR);
         }
         self.check_parent(path)?;
+        self.check_count()?;
         let id = InodeId(self.next_inode);
         self.next_inode += 1;
         self.inodes.insert(id, Inode::default());
         self.change(NameChange::Add(path.to_owned(), id));
         Ok(id)
+    }
+
+    fn check_count(&self) -> Result<(), i32> {
+        match self.limits.inodes_max {
+            Some(max) if self.count() >= max => Err(libc::ENOSPC),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_links(&self, id: InodeId) -> Result<(), i32> {
+        let Some(max) = self.limits.links_max else {
+            return Ok(());
+        };
+        let links = self.names.values().filter(|node| **node == Node::File(id));
+        if links.count() as u64 >= u64::from(max) {
+            Err(libc::EMLINK)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Files and directories.
+    pub(super) fn count(&self) -> u64 {
+        self.names.len() as u64
+    }
+
+    /// A name of a file.
+    pub(super) fn name_of(&self, id: InodeId) -> Option<&str> {
+        let mut names = self.names.iter();
+        names
+            .find(|(_, node)| **node == Node::File(id))
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// Remembers damage.
+    pub(super) fn wound(&mut self, id: InodeId, offset: u64, len: u64) {
+        let path = self.name_of(id).unwrap_or_default().to_owned();
+        self.wounds.push(Wound { path, offset, len });
     }
 
     pub(super) fn make_dir(&mut self, path: &str) -> Result<(), i32> {
@@ -256,6 +336,7 @@ impl Store {
             Err(libc::ENOENT) => self.check_parent(path)?,
             Err(errno) => return Err(errno),
         }
+        self.check_count()?;
         self.change(NameChange::MakeDir(path.to_owned()));
         Ok(())
     }
@@ -268,6 +349,7 @@ impl Store {
             Ok(_) => Err(libc::EEXIST),
             Err(libc::ENOENT) => {
                 self.check_parent(to)?;
+                self.check_links(id)?;
                 self.change(NameChange::Add(to.to_owned(), id));
                 Ok(())
             }
@@ -310,6 +392,7 @@ impl Store {
         self.seq += 1;
         let seq = self.seq;
         let inode = self.inode_mut(id);
+        inode.mend(offset, data.len());
         overlay(&mut inode.cache, offset, &data);
         inode.pending.push(Written { seq, offset, data });
     }
@@ -318,6 +401,7 @@ impl Store {
     pub(super) fn write_durable(&mut self, id: InodeId, offset: u64, data: &[u8]) {
         let inode = self.inode_mut(id);
         inode.persist(u64::MAX);
+        inode.mend(offset, data.len());
         overlay(&mut inode.cache, offset, data);
         overlay(&mut inode.durable, offset, data);
     }

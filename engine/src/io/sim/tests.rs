@@ -341,14 +341,187 @@ fn room_ends_at_a_byte_and_comes_back() {
 #[test]
 fn an_error_hits_the_step_it_is_set_for() {
     let mut config = SimConfig::new(1);
-    config.error_at = Some((3, libc::EDQUOT));
+    config.error_at = Some(StepError {
+        among: Among::Steps,
+        at: 3,
+        errno: libc::EDQUOT,
+    });
     let disk = SimDisk::new(config);
     let mut driver = Driver::new(disk.io());
     driver.ok(Op::MakeDir { path: entry("a") });
     driver.ok(Op::MakeDir { path: entry("b") });
     assert_eq!(driver.errno(Op::MakeDir { path: entry("c") }), libc::EDQUOT);
     driver.ok(Op::MakeDir { path: entry("c") });
-    assert_eq!((disk.steps(), disk.changes()), (4, 4));
+    assert_eq!((disk.steps(), disk.changes(), disk.faults()), (4, 4, 1));
+}
+
+#[test]
+fn an_error_is_counted_among_its_class() {
+    let classes = [
+        (Among::Reads, Op::FreeSpace),
+        (Among::Names, Op::MakeDir { path: entry("d") }),
+        (Among::Syncs, Op::SyncTree),
+    ];
+    for (among, op) in classes {
+        let mut config = SimConfig::new(1);
+        config.error_at = Some(StepError {
+            among,
+            at: 1,
+            errno: libc::EIO,
+        });
+        let disk = SimDisk::new(config);
+        let mut driver = Driver::new(disk.io());
+        let others = [
+            Op::FreeSpace,
+            Op::MakeDir { path: entry("d") },
+            Op::SyncTree,
+        ];
+        for other in others {
+            let same = std::mem::discriminant(&other) == std::mem::discriminant(&op);
+            assert_eq!(driver.run(other).is_err(), same, "{among:?}");
+        }
+    }
+}
+
+#[test]
+fn names_and_files_and_quota_run_out() {
+    let mut config = SimConfig::new(1);
+    config.links_max = Some(2);
+    let disk = SimDisk::new(config);
+    let mut driver = Driver::new(disk.io());
+    driver.create(&entry("a"), b"1");
+    let link = |to| Op::Link {
+        from: entry("a"),
+        to: entry(to),
+    };
+    driver.ok(link("b"));
+    assert_eq!(driver.errno(link("c")), libc::EMLINK);
+    disk.configure(|config| config.inodes_max = Some(2));
+    let make = || Op::MakeDir { path: entry("d") };
+    assert_eq!(driver.errno(make()), libc::ENOSPC);
+    disk.configure(|config| {
+        config.inodes_max = None;
+        config.capacity_bytes = Some(1);
+        config.full_errno = libc::EDQUOT;
+    });
+    driver.ok(make());
+    let op = Op::LogCreate {
+        path: entry("e"),
+        bytes: 4096,
+    };
+    assert_eq!(driver.errno(op), libc::EDQUOT);
+    assert_eq!(disk.faults(), 3);
+}
+
+#[test]
+fn a_sector_that_is_lost_or_misdirected_is_remembered_as_a_wound() {
+    let (mut lost, mut elsewhere) = (0, 0);
+    for seed in 0..100 {
+        for how in [Sector::Lost, Sector::Misdirected] {
+            let mut config = SimConfig::new(seed);
+            config.sector_at = Some((2, how));
+            let (disk, mut driver, file) = log_disk(config);
+            disk.put(&entry("other"), &[7; 1500]);
+            assert!(driver.run(log_write(file, 1)).is_ok());
+            assert!(disk.wounds().is_empty());
+            assert!(driver.run(log_write(file, 2)).is_ok());
+            let log = disk.read(&RelPath::log_file(0, 1)).unwrap();
+            let other = disk.read(&entry("other")).unwrap();
+            let wounds = disk.wounds();
+            let in_log = wounds
+                .iter()
+                .filter(|wound| wound.path == "log/00/0001.log");
+            assert!(in_log.count() > 0);
+            let kept: Vec<_> = log.chunks(512).filter(|sector| **sector == [1; 512]).collect();
+            lost += usize::from(kept.len() == 1);
+            let hit = other.contains(&2);
+            assert!(!hit || how == Sector::Misdirected);
+            assert_eq!(hit, wounds.iter().any(|wound| wound.path == "other"));
+            elsewhere += usize::from(hit);
+        }
+    }
+    assert!(lost > 150 && elsewhere > 10, "{lost} {elsewhere}");
+}
+
+#[test]
+fn a_buffered_sector_is_lost_behind_the_cache() {
+    let mut config = SimConfig::new(3);
+    config.sector_at = Some((1, Sector::Lost));
+    let mut disk = SimDisk::new(config);
+    let mut driver = Driver::new(disk.io());
+    let file = driver.create(&entry("f"), &[9; 2000]);
+    driver.ok(Op::Sync { file });
+    driver.ok(Op::SyncTree);
+    assert_eq!(driver.read(file, 0, 2000), [9; 2000]);
+    let image = disk.crash(Crash::PowerCut);
+    let found = image.read(&entry("f")).unwrap();
+    assert_eq!(found.len(), 2000);
+    let zeros = found.split(|byte| *byte != 0).map(<[u8]>::len).max();
+    assert!((400..=512).contains(&zeros.unwrap()), "{zeros:?}");
+    assert_eq!(image.wounds().len(), 1);
+}
+
+#[test]
+fn a_bad_sector_fails_its_readers_until_it_is_written() {
+    let disk = SimDisk::new(SimConfig::new(1));
+    disk.put(&entry("f"), &[1; 2000]);
+    assert!(disk.spoil(&entry("f"), 700));
+    assert!(!disk.spoil(&entry("f"), 2000));
+    let mut driver = Driver::new(disk.io());
+    let (file, _) = driver.open(&entry("f"), OpenMode::Edit);
+    assert_eq!(driver.read(file, 0, 512), [1; 512]);
+    let read = || Op::Read {
+        file,
+        offset: 512,
+        len: 1,
+    };
+    assert_eq!(driver.errno(read()), libc::EIO);
+    assert!(!disk.is_readable(&entry("f"), 0, 2000));
+    let data = Bytes::from(vec![2; 512]);
+    driver.ok(Op::Write {
+        file,
+        offset: 512,
+        data,
+    });
+    assert!(driver.run(read()).is_ok());
+    assert!(disk.is_readable(&entry("f"), 0, 2000));
+}
+
+#[test]
+fn a_harsh_device_garbles_a_block_of_a_file_that_it_wrote() {
+    let mut garbled = 0;
+    for seed in 0..200 {
+        let mut config = SimConfig::new(seed);
+        config.harsh = true;
+        let mut disk = SimDisk::new(config);
+        disk.put(&entry("f"), &[1; 10_000]);
+        let mut driver = Driver::new(disk.io());
+        let (file, _) = driver.open(&entry("f"), OpenMode::Edit);
+        let data = Bytes::from(vec![2; 100]);
+        driver.ok(Op::Write {
+            file,
+            offset: 5000,
+            data,
+        });
+        let image = disk.crash(Crash::PowerCut);
+        let found = image.read(&entry("f")).unwrap();
+        assert!(found[..4096].iter().chain(&found[8192..]).all(|b| *b == 1));
+        let bad = found.iter().any(|byte| ![1, 2].contains(byte));
+        assert_eq!(bad, !image.wounds().is_empty());
+        garbled += usize::from(bad);
+    }
+    assert!((5..100).contains(&garbled), "{garbled}");
+}
+
+#[test]
+fn what_is_in_flight_at_a_drop_is_counted() {
+    let disk = SimDisk::new(SimConfig::new(1));
+    let mut io = disk.io();
+    io.submit(Op::SyncTree, crate::io::Token(1)).unwrap();
+    io.poll(&mut Vec::new());
+    assert_eq!((disk.in_flight(), disk.dropped()), (1, 0));
+    drop(io);
+    assert_eq!((disk.in_flight(), disk.dropped()), (0, 1));
 }
 
 #[test]

@@ -1,0 +1,127 @@
+//! Planted bugs (storage.md 12.4): one at a time can be turned on, on one thread, in builds with the
+//! feature `sim`. The simulator has to find each of them; a rig that does not proves nothing. Without
+//! the feature [`on`] is a constant `false` and nothing of a bug is compiled.
+
+#[cfg(feature = "sim")]
+use std::cell::Cell;
+
+/// Declares the bugs with their names, in the order of storage.md 12.4.
+macro_rules! canaries {
+    ($($(#[$doc:meta])+ $canary:ident = $name:literal,)+) => {
+        /// A bug on purpose.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        #[non_exhaustive]
+        #[cfg_attr(
+            not(feature = "sim"),
+            expect(dead_code, unreachable_pub, reason = "only asked for by name, never there")
+        )]
+        pub enum Canary {
+            $($(#[$doc])+ $canary,)+
+        }
+
+        #[cfg(feature = "sim")]
+        impl Canary {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$canary,)+];
+
+            /// Lower case with hyphens, for command lines and reports.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$canary => $name,)+
+                }
+            }
+        }
+    };
+}
+
+canaries! {
+    /// Answers go out when a frame was handed to the kernel.
+    AckAtWritten = "ack-at-written",
+    /// A frame on the medium counts for those before it too.
+    AckOutOfOrder = "ack-out-of-order",
+    /// Log writes complete without being durable.
+    DsyncLeftOff = "dsync-left-off",
+    /// The first part of a log write counts as all of it.
+    ShortTakenAsWhole = "short-taken-as-whole",
+    /// The superblock is written before the sync of the whole file system.
+    SuperBeforeSync = "super-before-sync",
+    /// Files of a checkpoint are written and not synced.
+    FileSyncLeftOut = "file-sync-left-out",
+    /// Each superblock is written over the newer copy.
+    NewerSuperOverwritten = "newer-super-overwritten",
+    /// Log files are free as soon as their checkpoint begins.
+    RearmedEarly = "rearmed-early",
+    /// A log file keeps its salt when it is armed again.
+    SaltKept = "salt-kept",
+    /// What looks like the end of the log is believed to be.
+    DamageTakenAsTorn = "damage-taken-as-torn",
+    /// A torn end of the log is taken for damage.
+    TornTakenAsDamage = "torn-taken-as-damage",
+    /// A checkpoint says that it holds what was only handed to the kernel.
+    CheckpointBeyondDurable = "checkpoint-beyond-durable",
+    /// A failed sync is tried again and believed.
+    SyncRetried = "sync-retried",
+    /// What found no room on the disk counts as written.
+    DroppedOnFull = "dropped-on-full",
+    /// A large message gets its final name before its record is durable.
+    RenamedBeforeRecord = "renamed-before-record",
+    /// The record of a large message is written before its bytes are synced.
+    LoggedBeforeSync = "logged-before-sync",
+    /// The directory of a large message is not synced before its record.
+    DirSyncLeftOut = "dir-sync-left-out",
+    /// Readers see a message before it is durable.
+    VisibleEarly = "visible-early",
+    /// Delivery ids since the last checkpoint are forgotten at a restart.
+    DedupeNotRefilled = "dedupe-not-refilled",
+    /// A duplicate is answered while the first copy is not durable.
+    DuplicateInFlight = "duplicate-in-flight",
+    /// A refused delivery leaves its id.
+    RefusedRemembered = "refused-remembered",
+    /// A file that the index does not name is removed when its user is loaded.
+    UnreferencedDeleted = "unreferenced-deleted",
+    /// Replay applies each record twice.
+    ReplayedTwice = "replayed-twice",
+    /// The index of a checkpoint is synced, the segments it points into are not.
+    IndexAheadOfData = "index-ahead-of-data",
+    /// A log buffer is filled again while the kernel still reads it.
+    BufferReused = "buffer-reused",
+}
+
+#[cfg(feature = "sim")]
+thread_local! {
+    static PLANTED: Cell<Option<Canary>> = const { Cell::new(None) };
+}
+
+/// Plants one bug on this thread, or takes it out again.
+#[cfg(feature = "sim")]
+pub fn plant(canary: Option<Canary>) {
+    PLANTED.set(canary);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "sim")]
+pub(crate) fn on(canary: Canary) -> bool {
+    PLANTED.get() == Some(canary)
+}
+
+/// Whether this bug is planted: never.
+#[cfg(not(feature = "sim"))]
+pub(crate) const fn on(_canary: Canary) -> bool {
+    false
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bug_at_a_time_and_names_tell_them_apart() {
+        assert!(!on(Canary::AckAtWritten));
+        plant(Some(Canary::AckAtWritten));
+        assert!(on(Canary::AckAtWritten) && !on(Canary::SaltKept));
+        plant(None);
+        assert!(!on(Canary::AckAtWritten));
+        let names: std::collections::BTreeSet<_> = Canary::ALL.iter().map(|c| c.name()).collect();
+        assert_eq!(names.len(), Canary::ALL.len());
+    }
+}
