@@ -73,6 +73,21 @@ impl ShardHost {
         self.shard.poll(now, events);
     }
 
+    /// As [`Self::poll`], but leaves a batch open that has room.
+    pub fn poll_and_gather(&mut self, now: Now, events: &mut Vec<Event>) {
+        self.shard.poll_and_gather(now, events);
+    }
+
+    /// Whether an open batch waits for nothing but [`Self::poll`].
+    pub fn is_gathering(&self) -> bool {
+        self.shard.is_gathering()
+    }
+
+    /// Requests that the shard took so far.
+    pub fn taken(&self) -> u64 {
+        self.shard.tickets_issued()
+    }
+
     /// When to poll although nothing happened.
     pub fn next_deadline(&self) -> Option<MonotonicNs> {
         self.shard.next_deadline()

@@ -276,6 +276,8 @@ pub enum BusyReason {
     Log,
     /// The table of records that are in the log only is full.
     PendingRecords,
+    /// The bodies that wait for the flusher take too much memory.
+    Bodies,
     /// The oldest unanswered append waits too long.
     SlowDisk,
     /// Too many open requests.
@@ -292,6 +294,7 @@ impl std::fmt::Display for BusyReason {
         f.write_str(match self {
             Self::Log => "log",
             Self::PendingRecords => "pending",
+            Self::Bodies => "bodies",
             Self::SlowDisk => "disk",
             Self::Tickets => "tickets",
             Self::UserQueue => "user",

@@ -74,6 +74,15 @@ impl<G> Batch<G> {
     }
 }
 
+/// Which batches [`Log::seal`] may close.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seal {
+    /// Also the open one, whatever room it has.
+    Open,
+    /// Those that are full.
+    Full,
+}
+
 /// What waits to be sealed, in order.
 enum Closed<G> {
     Records(Batch<G>),
@@ -239,13 +248,15 @@ impl<G> Log<G> {
         })
     }
 
-    /// Hands the kernel what may go: an empty pipe writes at once, without a timer.
+    /// Hands the kernel what may go: an empty pipe writes at once, without a timer. With
+    /// [`Seal::Full`] a batch that has room stays open.
     pub(crate) fn seal<I: Io>(
         &mut self,
         ops: &mut Ops<I>,
         positions: &mut Positions,
         metrics: &mut Metrics,
         now: Now,
+        which: Seal,
     ) {
         self.files.tend(ops, now.wall);
         loop {
@@ -256,14 +267,10 @@ impl<G> Log<G> {
                 metrics.flushes += 1;
                 continue;
             }
-            let records = self
-                .flights
-                .iter()
-                .filter(|flight| flight.kind == FrameKind::Records);
-            if records.count() >= self.config.depth {
+            if !self.may_write() {
                 return;
             }
-            if self.closed.is_empty() && self.open.as_ref().is_some_and(|b| b.payload_len() > 0) {
+            if which == Seal::Open && self.closed.is_empty() && self.has_open_records() {
                 self.close();
             }
             let Some(Closed::Records(batch)) = self.closed.pop_front() else {
@@ -271,6 +278,26 @@ impl<G> Log<G> {
             };
             self.submit_records(ops, positions, metrics, now, batch);
         }
+    }
+
+    /// Whether another frame with records may be in flight.
+    fn may_write(&self) -> bool {
+        let records = self
+            .flights
+            .iter()
+            .filter(|flight| flight.kind == FrameKind::Records);
+        records.count() < self.config.depth
+    }
+
+    fn has_open_records(&self) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|batch| batch.payload_len() > 0)
+    }
+
+    /// Whether records wait for nothing but a [`Self::seal`] of the open batch.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.closed.is_empty() && self.has_open_records() && self.may_write()
     }
 
     fn submit_records<I: Io>(
@@ -436,11 +463,7 @@ impl<G> Log<G> {
 
     /// Whether nothing is open, closed or in flight.
     pub(crate) fn is_quiet(&self) -> bool {
-        let empty = self
-            .open
-            .as_ref()
-            .is_none_or(|batch| batch.payload_len() == 0);
-        empty && self.closed.is_empty() && self.flights.is_empty()
+        !self.has_open_records() && self.closed.is_empty() && self.flights.is_empty()
     }
 
     /// When an idle log wants to vouch for its last frame (storage.md 6.2).

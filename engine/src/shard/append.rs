@@ -259,6 +259,10 @@ impl<I: Io> Shard<I> {
         if self.pending_records >= records_limit.max(1) {
             return Some(BusyReason::PendingRecords);
         }
+        let bodies_limit = self.checkpoint.bodies_limit(self.config.pending_bytes_max);
+        if bodies_limit.is_some_and(|limit| self.bodies.bytes() >= limit) {
+            return Some(BusyReason::Bodies);
+        }
         None
     }
 

@@ -52,6 +52,7 @@ pub(super) struct Checkpoint {
     ended: u64,
     /// Of the running one, for pacing.
     used_at_begin: u64,
+    bodies_at_begin: u64,
     users_count: usize,
     users_written: usize,
     /// Users whose records it writes.
@@ -111,6 +112,7 @@ impl Checkpoint {
             ended_at: now,
             ended: 0,
             used_at_begin: 0,
+            bodies_at_begin: 0,
             users_count: 0,
             users_written: 0,
             users: Vec::new(),
@@ -144,16 +146,28 @@ impl Checkpoint {
     /// instead of stopped at the end.
     pub(super) fn log_limit(&self, capacity: u64) -> u64 {
         let most = capacity * 85 / 100;
-        let written = match &self.state {
-            State::Idle => return most,
-            State::Writing(_) | State::Waiting(..) => self.users_written,
-            State::Tables(_) | State::Syncing(_) | State::Super(_) => self.users_count,
-        };
-        let runway = most.saturating_sub(self.used_at_begin);
-        let done = u64::try_from(written).unwrap_or(0);
+        match &self.state {
+            State::Idle => most,
+            State::Writing(_) | State::Waiting(..) => self.paced(self.used_at_begin, most),
+            State::Tables(_) | State::Syncing(_) | State::Super(_) => most,
+        }
+    }
+
+    /// Bytes of bodies up to which new mail is taken while a checkpoint writes, at most 80 % of
+    /// `bytes_max`: what is left is for the sync. A body that left memory costs the flusher a read
+    /// of its own, so that a shard which outran it would only fall further behind (decision 0013).
+    pub(super) fn bodies_limit(&self, bytes_max: u64) -> Option<u64> {
+        matches!(self.state, State::Writing(_))
+            .then(|| self.paced(self.bodies_at_begin, bytes_max * 80 / 100))
+    }
+
+    /// From an eighth of the way between `begin` and `most` up to `most`, with the users written.
+    fn paced(&self, begin: u64, most: u64) -> u64 {
+        let runway = most.saturating_sub(begin);
+        let done = u64::try_from(self.users_written).unwrap_or(0);
         let all = u64::try_from(self.users_count.max(1)).unwrap_or(1);
         let share = runway / 8 + (runway - runway / 8) / all.saturating_add(1) * done;
-        most.min(self.used_at_begin + share)
+        begin + share.min(runway)
     }
 }
 
@@ -274,6 +288,7 @@ impl<I: Io> Shard<I> {
         let checkpointed = self.positions.checkpointed_to().lsn();
         self.checkpoint.begun = now.monotonic;
         self.checkpoint.used_at_begin = self.log.used_bytes(checkpointed);
+        self.checkpoint.bodies_at_begin = self.bodies.bytes();
         self.checkpoint.users_count = users.len();
         self.checkpoint.users_written = 0;
         self.checkpoint.users.clone_from(&users);
@@ -573,4 +588,42 @@ pub(super) fn sealed(superblock: &crate::format::superblock::Superblock) -> (Ali
     let mut buf = AlignedBuf::zeroed(SUPERBLOCK_BYTES);
     buf.copy_from_slice(superblock.seal().as_slice());
     (buf, SUPERBLOCK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mail_is_paced_by_the_users_written() {
+        let mut checkpoint = Checkpoint::new(MonotonicNs::new(0), 0, NewFile::No);
+        assert_eq!(checkpoint.bodies_limit(1_000), None, "no checkpoint runs");
+        assert_eq!(checkpoint.log_limit(1_000), 850);
+        checkpoint.used_at_begin = 450;
+        checkpoint.bodies_at_begin = 600;
+        checkpoint.users_count = 99;
+        checkpoint.state = State::Writing(Writing {
+            frozen: Frozen {
+                upto: Lsn::new(0),
+                previous_crc: 0,
+                dedupe_next: 0,
+                sync: WorkSync::Later,
+                records: 0,
+            },
+            users: Vec::new(),
+            next: 0,
+            works: BTreeMap::new(),
+            works_made: 0,
+            failed: Vec::new(),
+        });
+        assert_eq!(checkpoint.bodies_limit(1_000), Some(625));
+        assert_eq!(checkpoint.log_limit(1_000), 500);
+        checkpoint.users_written = 50;
+        assert_eq!(checkpoint.bodies_limit(1_000), Some(675));
+        checkpoint.users_written = 99;
+        assert_eq!(checkpoint.bodies_limit(1_000), Some(724));
+        checkpoint.bodies_at_begin = 900;
+        let above = checkpoint.bodies_limit(1_000);
+        assert_eq!(above, Some(900), "never below where it began");
+    }
 }

@@ -33,7 +33,7 @@ use crate::format::store_file::StoreId;
 use crate::format::superblock::Superblock;
 use crate::io::{Done, Failed, FileId, Io, Op};
 use crate::limits::{APPEND_AGE_MAX_NS, TICKETS_MAX};
-use crate::log::{Log, LogIdentity};
+use crate::log::{Log, LogIdentity, Seal};
 use crate::metrics::Metrics;
 use crate::ops::{Ended, Ops, Purpose, unreachable_done};
 use crate::pending::Bodies;
@@ -257,6 +257,21 @@ impl<I: Io> Shard<I> {
     /// were submitted (all of a turn share one batch), when the `Io` has completions, and at
     /// [`Self::next_deadline`].
     pub fn poll(&mut self, now: Now, out: &mut Vec<Event>) {
+        self.advance(now, out, Seal::Open);
+    }
+
+    /// As [`Self::poll`], but a batch that has room stays open for what the caller expects at once.
+    /// Call `poll` then; [`Self::is_gathering`] says whether something waits for that.
+    pub fn poll_and_gather(&mut self, now: Now, out: &mut Vec<Event>) {
+        self.advance(now, out, Seal::Full);
+    }
+
+    /// Whether mail waits in an open batch, and the log for nothing but [`Self::poll`].
+    pub fn is_gathering(&self) -> bool {
+        self.log.is_gathering()
+    }
+
+    fn advance(&mut self, now: Now, out: &mut Vec<Event>, seal: Seal) {
         // A completion may start ops that complete at once (cached reads): a few rounds, so that
         // they don't wait for the next call; bounded, so that others get their turn.
         for _round in 0..4 {
@@ -272,8 +287,8 @@ impl<I: Io> Shard<I> {
             if self.phase != Phase::Stopped {
                 self.publish(now);
                 self.place_ready(now);
-                self.log
-                    .seal(&mut self.ops, &mut self.positions, &mut self.metrics, now);
+                let (ops, positions) = (&mut self.ops, &mut self.positions);
+                self.log.seal(ops, positions, &mut self.metrics, now, seal);
                 self.tend(now);
             }
             if idle {
@@ -304,6 +319,11 @@ impl<I: Io> Shard<I> {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Requests taken so far.
+    pub fn tickets_issued(&self) -> u64 {
+        self.tickets_issued
     }
 
     /// Counters and gauges, as of the last `poll`.
@@ -366,7 +386,7 @@ impl<I: Io> Shard<I> {
 
     /// Housekeeping at the end of a round.
     fn tend(&mut self, now: Now) {
-        self.bodies.shrink(self.config.pending_bytes_max * 85 / 100);
+        self.bodies.shrink(self.config.pending_bytes_max);
         self.tend_checkpoint(now);
         self.log
             .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
