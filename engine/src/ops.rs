@@ -62,6 +62,8 @@ pub(crate) struct Ops<I> {
     purposes: Slab<Purpose>,
     waiting: VecDeque<(Op, Token)>,
     completions: Vec<Completion>,
+    /// Ops were started since the last poll.
+    fresh: bool,
 }
 
 impl<I: Io> Ops<I> {
@@ -71,6 +73,7 @@ impl<I: Io> Ops<I> {
             purposes: Slab::new(),
             waiting: VecDeque::new(),
             completions: Vec::new(),
+            fresh: false,
         }
     }
 
@@ -85,6 +88,12 @@ impl<I: Io> Ops<I> {
         let token = Token(u64::try_from(key).expect("an index has at most 64 bits"));
         self.waiting.push_back((op, token));
         self.push_waiting();
+        self.fresh = true;
+    }
+
+    /// Whether ops were started since the last [`Self::poll`]: the `Io` may not have begun them.
+    pub(crate) fn has_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// Ops that have not ended.
@@ -104,6 +113,7 @@ impl<I: Io> Ops<I> {
     /// Appends the ops that have ended to `out`.
     pub(crate) fn poll(&mut self, out: &mut Vec<Ended>) {
         self.push_waiting();
+        self.fresh = false;
         self.io.poll(&mut self.completions);
         for Completion { token, result } in self.completions.drain(..) {
             let key = usize::try_from(token.0).unwrap_or(usize::MAX);

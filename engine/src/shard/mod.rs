@@ -272,8 +272,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn advance(&mut self, now: Now, out: &mut Vec<Event>, seal: Seal) {
-        // A completion may start ops that complete at once (cached reads): a few rounds, so that
-        // they don't wait for the next call; bounded, so that others get their turn.
+        // What a round starts, the next one hands to the kernel; and some of it completes at once
+        // (cached reads). Bounded, so that others get their turn; what is left then is due at once.
         for _round in 0..4 {
             let mut ended = std::mem::take(&mut self.ended);
             self.ops.poll(&mut ended);
@@ -291,7 +291,7 @@ impl<I: Io> Shard<I> {
                 self.log.seal(ops, positions, &mut self.metrics, now, seal);
                 self.tend(now);
             }
-            if idle {
+            if idle && !self.ops.has_fresh() {
                 break;
             }
         }
@@ -303,6 +303,7 @@ impl<I: Io> Shard<I> {
         if matches!(self.phase, Phase::Stopped | Phase::Clean) {
             return None;
         }
+        let unsent = self.ops.has_fresh().then_some(MonotonicNs::new(0));
         let noop = self.log.noop_due(&self.positions);
         let waiting = self
             .ready
@@ -315,7 +316,7 @@ impl<I: Io> Shard<I> {
             .due(self.config.checkpoint_interval_ns, dirty);
         let busy = dirty || !self.appends.is_empty() || self.space.refused;
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
-        [noop, refusal, checkpoint, space]
+        [unsent, noop, refusal, checkpoint, space]
             .into_iter()
             .flatten()
             .min()
