@@ -90,6 +90,14 @@ impl Store {
             Some(file) => file,
             None => create(path, options)?,
         };
+        // Also of a store that was there: whoever made it may have been killed before this.
+        sync_dir(path)?;
+        if let Some(parent) = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            sync_dir(parent)?;
+        }
         if file.node != options.node {
             return Err(OpenError::OtherNode {
                 path: path.display().to_string(),
@@ -443,12 +451,6 @@ fn create(path: &Path, options: &StoreOptions) -> Result<StoreFile, OpenError> {
         newer: Vec::new(),
     };
     write_store_file(path, &file)?;
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        sync_dir(parent)?;
-    }
     Ok(file)
 }
 

@@ -179,6 +179,9 @@ fn find<I: Io>(
     file_bytes: u64,
 ) -> Result<Vec<Found>, OpenError> {
     let dir = RelPath::log_dir(identity.log_id);
+    // A process that was killed may have made a file and not yet synced its name: without this an
+    // acknowledged frame would go with the name in a power cut.
+    ops.run_plain(Op::SyncDir { path: dir.clone() })?;
     let names = match ops.run_plain(Op::ListDir { path: dir.clone() })? {
         Done::Listing(names) => names,
         other => unreachable_done(&other),
