@@ -15,7 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringpost_engine::prepare::{PrepareOptions, Prepared, Preparer, Push, ReceivedField, Summary};
 use ringpost_engine::request::{
-    AppendGroup, Body, Dedupe, Event, Origin, Outcome, Recipient, Refused, Request,
+    AppendGroup, Body, Dedupe, Event, Flags, Origin, Outcome, QuotaLimits, Recipient, Refused,
+    Request,
 };
 use ringpost_netproto::id::{Guid, MailboxId, Uid};
 use ringpost_netproto::placement::UserKey;
@@ -397,6 +398,8 @@ impl Delivery {
                 guid,
                 dedupe,
                 internal_date,
+                flags: Flags::default(),
+                quota: QuotaLimits::default(),
             });
         }
         state.groups_open = appends.len();

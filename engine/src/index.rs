@@ -1,43 +1,127 @@
-//! A user's index: the fold of the info file's runs and of what is pending (storage.md 8.1).
+//! A user's index: all visible messages by mailbox, and what went (storage.md 8.1).
 //!
-//! Folding gives the tail (what an append needs) and, when somebody reads, the index (what is
-//! there). Slots that a pending record will write are taken from the record, never from the file: the
-//! file may hold torn or missing bytes there until the next checkpoint.
+//! It is the fold of the info file's runs and of what is pending; `fold` makes it, and published
+//! records keep it up. A snapshot shares the messages of a mailbox: the first change after it copies
+//! them, so that it stays as it was.
+
+mod fold;
+
+use std::rc::Rc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Uid, UidValidity};
+use ringpost_netproto::id::{MailboxId, Uid};
 use smallvec::SmallVec;
 
 use crate::error::CorruptReason;
-use crate::format::info::{
-    FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed,
-    OWN_FILE, Run, Runs, SLOT, Seed,
-};
-use crate::format::{Reserved, index as as_index};
-use crate::pending::{Entry, What};
-use crate::user::{Existence, MailboxTail, Tail};
+use crate::format::Reserved;
+use crate::format::info::{Change, ChangeKind, MSG_FIXED_BYTES, Msg, MsgFixed, OWN_FILE};
+use crate::request::{UidRange, UidSet};
+use crate::tail::Tail;
 
-/// A message of the index. 80 bytes beside the info file's own, which it shares.
+pub(crate) use fold::{BadInfo, Folded, InfoFile, apply_run, fold};
+
+/// A message of the index. 112 bytes beside the info file's own, which it shares.
 #[derive(Clone, Debug)]
 pub(crate) struct IndexEntry {
     pub(crate) uid: Uid,
+    /// As of its last change.
+    pub(crate) flags: u32,
+    pub(crate) keywords: u64,
+    pub(crate) modseq: u64,
     /// Begins with the fixed part of the MSG run.
     head: Bytes,
     pub(crate) cache: Bytes,
+    /// Expunged; its place is taken out later, with others.
+    gone: bool,
 }
 
 impl IndexEntry {
-    /// The values of its MSG run, whose checksum held.
+    /// The values of its MSG run, whose checksum held, with the flags and modseq of its last
+    /// change.
     pub(crate) fn msg(&self) -> Result<Msg, CorruptReason> {
-        MsgFixed::read(&self.head)?.values(Reserved::Unknown)
+        let mut msg = MsgFixed::read(&self.head)?.values(Reserved::Unknown)?;
+        msg.system_flags = self.flags;
+        msg.keywords = self.keywords;
+        msg.modseq = ringpost_netproto::id::Modseq::new(self.modseq);
+        Ok(msg)
     }
+}
+
+/// Uids that went together.
+#[derive(Clone, Copy, Debug)]
+struct Tombstone {
+    range: UidRange,
+    modseq: u64,
+}
+
+/// A large message that went: its file is nobody's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct DeadFile {
+    pub(crate) segment: u32,
+    pub(crate) mailbox: MailboxId,
+    pub(crate) uid: Uid,
+}
+
+/// The messages of a mailbox, ascending by uid, as index and snapshots share them.
+pub(crate) type Entries = Rc<Vec<IndexEntry>>;
+
+/// The messages that are there, in a list that may hold gone ones.
+pub(crate) fn alive(
+    entries: &[IndexEntry],
+) -> impl DoubleEndedIterator<Item = &IndexEntry> + Clone {
+    entries.iter().filter(|entry| !entry.gone)
+}
+
+/// The message with this uid.
+pub(crate) fn find(entries: &[IndexEntry], uid: Uid) -> Option<&IndexEntry> {
+    let place = entries.binary_search_by_key(&uid, |entry| entry.uid).ok()?;
+    entries.get(place).filter(|entry| !entry.gone)
+}
+
+/// The messages above a uid.
+pub(crate) fn above(entries: &[IndexEntry], uid: u32) -> impl Iterator<Item = &IndexEntry> + Clone {
+    let first = entries.partition_point(|entry| entry.uid.value() <= uid);
+    alive(entries.get(first..).unwrap_or_default())
+}
+
+/// The messages of a set.
+pub(crate) fn selected<'a>(
+    entries: &'a [IndexEntry],
+    uids: &'a UidSet,
+) -> impl Iterator<Item = &'a IndexEntry> {
+    uids.ranges()
+        .iter()
+        .flat_map(|range| alive(within(entries, *range)))
+}
+
+/// The entries of a range, gone ones among them.
+fn within(entries: &[IndexEntry], range: UidRange) -> &[IndexEntry] {
+    let (from, to) = places(entries, range);
+    entries.get(from..to).unwrap_or_default()
+}
+
+fn places(entries: &[IndexEntry], range: UidRange) -> (usize, usize) {
+    let from = entries.partition_point(|entry| entry.uid.value() < range.low);
+    let to = entries.partition_point(|entry| entry.uid.value() <= range.high);
+    (from, to)
+}
+
+#[derive(Clone, Debug)]
+struct MailboxIndex {
+    mailbox: MailboxId,
+    entries: Entries,
+    gone_count: usize,
+    /// Ascending by modseq.
+    tombstones: Vec<Tombstone>,
 }
 
 /// All messages of a user by mailbox, ascending by uid.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    mailboxes: SmallVec<[(MailboxId, Vec<IndexEntry>); 1]>,
+    mailboxes: SmallVec<[MailboxIndex; 1]>,
     bytes: u64,
+    /// Expunges with this modseq and above are all known.
+    tombstones_from: u64,
 }
 
 impl Index {
@@ -46,229 +130,166 @@ impl Index {
         self.bytes
     }
 
-    /// The messages of a mailbox, ascending by uid.
+    /// The messages of a mailbox, ascending by uid; see [`alive`].
     pub(crate) fn mailbox(&self, mailbox: MailboxId) -> &[IndexEntry] {
-        let found = self.mailboxes.iter().find(|(id, _)| *id == mailbox);
-        found.map_or(&[], |(_, entries)| entries.as_slice())
+        self.place(mailbox).map_or(&[], |found| &found.entries)
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn share(&self, mailbox: MailboxId) -> Entries {
+        let found = self.place(mailbox);
+        found.map_or_else(Entries::default, |found| Rc::clone(&found.entries))
     }
 
     /// One message.
     pub(crate) fn find(&self, mailbox: MailboxId, uid: Uid) -> Option<&IndexEntry> {
-        let entries = self.mailbox(mailbox);
-        let place = entries.binary_search_by_key(&uid, |entry| entry.uid).ok()?;
-        entries.get(place)
+        find(self.mailbox(mailbox), uid)
     }
 
-    /// Adds a message above all others of its mailbox, or the same one again.
-    pub(crate) fn push(&mut self, mailbox: MailboxId, uid: Uid, head: Bytes, cache: Bytes) {
-        let entry = IndexEntry { uid, head, cache };
-        let weight = 80 + MSG_FIXED_BYTES + entry.cache.len();
-        let found = self.mailboxes.iter_mut().find(|(id, _)| *id == mailbox);
-        let entries = if let Some((_, entries)) = found {
-            entries
-        } else {
-            self.mailboxes.push((mailbox, Vec::new()));
-            &mut self.mailboxes.last_mut().expect("just pushed").1
-        };
-        if let Err(place) = entries.binary_search_by_key(&uid, |entry| entry.uid) {
-            entries.insert(place, entry);
-            self.bytes += u64::try_from(weight).expect("an index has at most 64 bits");
+    /// What went from a mailbox after `since`, if all of it is still known.
+    pub(crate) fn vanished(&self, mailbox: MailboxId, since: u64) -> Option<UidSet> {
+        if since.saturating_add(1) < self.tombstones_from {
+            return None;
         }
+        let known = self
+            .place(mailbox)
+            .map_or(&[][..], |found| &found.tombstones);
+        let first = known.partition_point(|tombstone| tombstone.modseq <= since);
+        let ranges = known.get(first..).unwrap_or_default().iter();
+        Some(
+            ranges
+                .map(|tombstone| (tombstone.range.low, tombstone.range.high))
+                .collect(),
+        )
     }
-}
 
-/// The info file of a user, whole.
-pub(crate) struct InfoFile<'a> {
-    pub(crate) header: &'a InfoHeader,
-    pub(crate) bytes: &'a Bytes,
-}
-
-/// Damage at a byte of the info file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct BadInfo {
-    pub(crate) offset: u64,
-    pub(crate) reason: CorruptReason,
-}
-
-/// Segments being appended to, and how long each is by the file's own runs: the bytes that no redo
-/// will write again.
-pub(crate) type SegmentEnds = SmallVec<[(u32, u64); 2]>;
-
-/// A tail before any run.
-pub(crate) fn blank_tail(existence: Existence, has_dir: bool) -> Tail {
-    Tail {
-        existence,
-        has_dir,
-        generation: 1,
-        next_slot: FIRST_SLOT,
-        next_segment: 1,
-        modseq: 0,
-        uidvalidity_max: 0,
-        mailboxes: SmallVec::new(),
+    fn place(&self, mailbox: MailboxId) -> Option<&MailboxIndex> {
+        self.mailboxes.iter().find(|found| found.mailbox == mailbox)
     }
-}
 
-/// Folds the file (if there is one) and what is pending, oldest first. `has_dir` goes into the tail.
-pub(crate) fn fold<'a>(
-    file: Option<&InfoFile<'_>>,
-    pending: impl Iterator<Item = &'a Entry> + Clone,
-    seed: Seed,
-    has_dir: bool,
-) -> Result<(Tail, Index, SegmentEnds), BadInfo> {
-    let mut tail = blank_tail(Existence::Absent, has_dir);
-    tail.generation = seed.generation;
-    let mut index = Index::default();
-    let redone_from = pending
-        .clone()
-        .map(|entry| entry.slot)
-        .filter(|slot| *slot > 0)
-        .min();
-    if let Some(file) = file {
-        tail.existence = Existence::Created;
-        tail.next_segment = file.header.next_segment.max(1);
-        tail.uidvalidity_max = file.header.uidvalidity_max;
-        tail.modseq = file.header.base_modseq;
-        fold_file(file, redone_from, seed, &mut tail, &mut index)?;
-    }
-    let begun = tail.mailboxes.iter().filter(|mailbox| mailbox.segment > 0);
-    let ends = begun
-        .map(|mailbox| (mailbox.segment, mailbox.segment_end))
-        .collect();
-    for entry in pending {
-        fold_pending(entry, seed, &mut tail, &mut index).map_err(|reason| BadInfo {
-            offset: entry.info_offset(),
-            reason,
-        })?;
-    }
-    Ok((tail, index, ends))
-}
-
-fn fold_file(
-    file: &InfoFile<'_>,
-    redone_from: Option<u32>,
-    seed: Seed,
-    tail: &mut Tail,
-    index: &mut Index,
-) -> Result<(), BadInfo> {
-    let all = file.bytes.get(INFO_HEADER_BYTES..).unwrap_or_default();
-    // A header that redo writes again may be all the file has.
-    let own = redone_from.map_or(all.len(), |slot| {
-        as_index(slot.saturating_sub(FIRST_SLOT)).saturating_mul(SLOT)
-    });
-    let Some(own) = all.get(..own) else {
-        let offset = u64::try_from(file.bytes.len()).expect("an index has at most 64 bits");
-        return Err(BadInfo {
-            offset,
-            reason: CorruptReason::Truncated,
+    fn place_mut(&mut self, mailbox: MailboxId) -> &mut MailboxIndex {
+        let found = self
+            .mailboxes
+            .iter()
+            .position(|found| found.mailbox == mailbox);
+        let place = found.unwrap_or_else(|| {
+            self.mailboxes.push(MailboxIndex {
+                mailbox,
+                entries: Entries::default(),
+                gone_count: 0,
+                tombstones: Vec::new(),
+            });
+            self.mailboxes.len() - 1
         });
-    };
-    let reserved = file.header.version.reserved();
-    for run in Runs::new(own, seed, FIRST_SLOT).reserved(reserved) {
-        let at = as_index(run.slot) * SLOT;
-        let offset = u64::try_from(at).expect("an index has at most 64 bits");
-        match run.run.map_err(|reason| BadInfo { offset, reason })? {
-            Run::Msg { msg, cache, .. } => {
-                let head = file.bytes.slice(at..at + MSG_FIXED_BYTES);
-                let cache_at = at + MSG_FIXED_BYTES;
-                let cache = file.bytes.slice(cache_at..cache_at + cache.len());
-                apply_msg(tail, index, &msg, (head, cache));
-            }
-            Run::Mailbox(mailbox) => apply_mailbox(tail, &mailbox),
-            Run::Change(change) => tail.modseq = tail.modseq.max(change.modseq.value()),
-            Run::Keyword(keyword) => tail.modseq = tail.modseq.max(keyword.modseq.value()),
-            Run::Retire(_) | Run::Unknown(_) => {}
-        }
-        tail.next_slot = run.slot + run.slots;
+        self.mailboxes.get_mut(place).expect("found or just pushed")
     }
-    Ok(())
-}
 
-/// Applies what one pending entry will write.
-pub(crate) fn fold_pending(
-    entry: &Entry,
-    seed: Seed,
-    tail: &mut Tail,
-    index: &mut Index,
-) -> Result<(), CorruptReason> {
-    match &entry.what {
-        What::Create { .. } => tail.existence = Existence::Created,
-        What::Swap(_) => {}
-        // The new generation's file has its run.
-        What::Small(_) | What::Large(_) if entry.slot == 0 => {}
-        What::Runs(runs) => {
-            // Recovery held them against the version of their log file.
-            let runs = Runs::new(runs, seed, entry.slot).reserved(Reserved::Unknown);
-            for run in runs {
-                match run.run? {
-                    Run::Mailbox(mailbox) => apply_mailbox(tail, &mailbox),
-                    Run::Change(change) => tail.modseq = tail.modseq.max(change.modseq.value()),
-                    Run::Keyword(word) => tail.modseq = tail.modseq.max(word.modseq.value()),
-                    Run::Msg { .. } | Run::Retire(_) | Run::Unknown(_) => {}
+    /// Adds a message above all others of its mailbox, or the same one again. `false` if it was
+    /// known.
+    pub(crate) fn push(&mut self, msg: &Msg, head: Bytes, cache: Bytes) -> bool {
+        let weight = ENTRY_BYTES + MSG_FIXED_BYTES + cache.len();
+        let entry = IndexEntry {
+            uid: msg.uid,
+            flags: msg.system_flags,
+            keywords: msg.keywords,
+            modseq: msg.modseq.value(),
+            head,
+            cache,
+            gone: false,
+        };
+        let found = self.place_mut(msg.mailbox);
+        let known = found
+            .entries
+            .binary_search_by_key(&msg.uid, |entry| entry.uid);
+        let Err(place) = known else { return false };
+        Rc::make_mut(&mut found.entries).insert(place, entry);
+        self.bytes += u64::try_from(weight).expect("an index has at most 64 bits");
+        true
+    }
+
+    /// Applies a CHANGE run to index and counts; files that nobody needs any more go into `dead`.
+    pub(crate) fn change(&mut self, tail: &mut Tail, change: &Change, dead: &mut Vec<DeadFile>) {
+        let modseq = change.modseq.value();
+        tail.saw(modseq);
+        let range = UidRange {
+            low: change.uid_low.value(),
+            high: change.uid_high.value(),
+        };
+        let found = self.place_mut(change.mailbox);
+        if change.kind == ChangeKind::Expunge {
+            found.tombstones.push(Tombstone { range, modseq });
+        }
+        let (from, to) = places(&found.entries, range);
+        let older = |entry: &IndexEntry| !entry.gone && entry.modseq < modseq;
+        let mut freed = 0;
+        if found
+            .entries
+            .get(from..to)
+            .unwrap_or_default()
+            .iter()
+            .any(older)
+        {
+            let entries = Rc::make_mut(&mut found.entries);
+            let entries = entries.get_mut(from..to).unwrap_or_default();
+            for entry in entries.iter_mut().filter(|entry| older(entry)) {
+                entry.modseq = modseq;
+                if change.kind == ChangeKind::Flags {
+                    if let Some(mailbox) = tail.mailbox_mut(change.mailbox) {
+                        mailbox.recount(entry.flags, change.system_flags);
+                    }
+                    entry.flags = change.system_flags;
+                    entry.keywords = change.keywords;
+                    continue;
+                }
+                entry.gone = true;
+                found.gone_count += 1;
+                freed += entry.cache.len() + MSG_FIXED_BYTES;
+                if let Ok(msg) = entry.msg() {
+                    tail.count_out(change.mailbox, entry.flags, msg.rfc822_size);
+                    dead.extend(dead_file(&msg));
                 }
             }
         }
-        What::Small(mail) => {
-            let msg = MsgFixed::read(&mail.head)?.values(Reserved::Unknown)?;
-            apply_msg(tail, index, &msg, (mail.head.clone(), mail.cache.clone()));
+        if let Some(mailbox) = tail.mailbox_mut(change.mailbox) {
+            mailbox.highest_modseq = mailbox.highest_modseq.max(modseq);
         }
-        What::Large(mail) => {
-            let msg = MsgFixed::read(&mail.head)?.values(Reserved::Unknown)?;
-            apply_msg(tail, index, &msg, (mail.head.clone(), mail.cache.clone()));
+        // Places are taken out together: one by one would move the rest each time.
+        if found.gone_count > 64 && found.gone_count >= found.entries.len() / 4 {
+            Rc::make_mut(&mut found.entries).retain(|entry| !entry.gone);
+            freed += found.gone_count * ENTRY_BYTES;
+            found.gone_count = 0;
         }
+        let freed = u64::try_from(freed).expect("an index has at most 64 bits");
+        self.bytes = self.bytes.saturating_sub(freed);
     }
-    tail.next_slot = tail.next_slot.max(entry.slot_end());
-    Ok(())
-}
 
-fn apply_msg(tail: &mut Tail, index: &mut Index, msg: &Msg, (head, cache): (Bytes, Bytes)) {
-    tail.modseq = tail.modseq.max(msg.modseq.value());
-    tail.next_segment = tail.next_segment.max(msg.segment.saturating_add(1));
-    if let Some(mailbox) = tail.mailbox_mut(msg.mailbox) {
-        mailbox.uidnext = mailbox.uidnext.max(msg.uid.value().saturating_add(1));
-        if msg.format_flags & OWN_FILE == 0 && msg.segment >= mailbox.segment {
-            mailbox.segment = msg.segment;
-            mailbox.segment_end = msg.offset + msg.segment_bytes();
-        }
-        count_visible(mailbox, msg);
-    }
-    index.push(msg.mailbox, msg.uid, head, cache);
-}
-
-/// Counts a message that readers see now.
-pub(crate) fn count_visible(mailbox: &mut MailboxTail, msg: &Msg) {
-    mailbox.highest_modseq = mailbox.highest_modseq.max(msg.modseq.value());
-    mailbox.messages_count += 1;
-    mailbox.bytes += u64::from(msg.rfc822_size);
-}
-
-/// Applies a MAILBOX run.
-pub(crate) fn apply_mailbox(tail: &mut Tail, run: &Mailbox<'_>) {
-    tail.modseq = tail.modseq.max(run.modseq.value());
-    tail.uidvalidity_max = tail.uidvalidity_max.max(run.uidvalidity.value());
-    match run.op {
-        MailboxOp::Create | MailboxOp::Snapshot => {
-            if tail.mailbox(run.mailbox).is_none() {
-                tail.mailboxes.push(MailboxTail {
-                    mailbox: run.mailbox,
-                    name: Box::from(run.name),
-                    uidvalidity: UidValidity::new(run.uidvalidity.value()),
-                    uidnext: run.uidnext.max(1),
-                    segment: 0,
-                    segment_end: 0,
-                    highest_modseq: run.highest_modseq,
-                    messages_count: 0,
-                    bytes: 0,
-                });
-            }
-        }
-        MailboxOp::Rename => {
-            if let Some(mailbox) = tail.mailbox_mut(run.mailbox) {
-                mailbox.name = Box::from(run.name);
-            }
-        }
-        MailboxOp::Delete => tail
+    /// A mailbox went, and all that was in it.
+    pub(crate) fn remove(&mut self, mailbox: MailboxId, dead: &mut Vec<DeadFile>) {
+        let Some(place) = self
             .mailboxes
-            .retain(|mailbox| mailbox.mailbox != run.mailbox),
-        MailboxOp::Subscribe | MailboxOp::Unsubscribe => {}
+            .iter()
+            .position(|found| found.mailbox == mailbox)
+        else {
+            return;
+        };
+        let found = self.mailboxes.remove(place);
+        let mut freed = found.gone_count * ENTRY_BYTES;
+        for entry in alive(&found.entries) {
+            freed += ENTRY_BYTES + MSG_FIXED_BYTES + entry.cache.len();
+            dead.extend(entry.msg().ok().as_ref().and_then(dead_file));
+        }
+        let freed = u64::try_from(freed).expect("an index has at most 64 bits");
+        self.bytes = self.bytes.saturating_sub(freed);
     }
+}
+
+/// Of an entry, without what it shares with the info file.
+const ENTRY_BYTES: usize = 112;
+
+fn dead_file(msg: &Msg) -> Option<DeadFile> {
+    (msg.format_flags & OWN_FILE != 0).then_some(DeadFile {
+        segment: msg.segment,
+        mailbox: msg.mailbox,
+        uid: msg.uid,
+    })
 }

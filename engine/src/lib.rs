@@ -34,6 +34,7 @@ pub mod io;
 pub mod large;
 pub mod limits;
 mod log;
+pub mod mailbox_name;
 pub mod mbox;
 pub mod metrics;
 mod ops;
@@ -43,6 +44,7 @@ pub mod prepare;
 pub mod request;
 mod shard;
 pub mod store;
+mod tail;
 mod user;
 
 pub use shard::{Shard, ShardIdentity};

@@ -42,6 +42,28 @@ pub const TICKETS_MAX: usize = 65_536;
 /// Requests that wait for one user's state to load.
 pub const USER_QUEUE_MAX: usize = 1_024;
 
+/// Mailboxes of one user: names are compared one by one, and a rename of all has to fit a frame.
+pub const MAILBOXES_MAX: usize = 4_096;
+
+/// Keywords of one mailbox: each is a bit of 64.
+pub const KEYWORDS_MAX: usize = 64;
+
+/// Ranges of a set of uids in one request.
+pub const UID_RANGES_MAX: usize = 65_536;
+
+/// Snapshots open at a time per shard; each is an IMAP session in a mailbox.
+pub const SNAPSHOTS_MAX: usize = 16_384;
+
+/// Watches that wait, per shard; each is a ticket.
+pub const WATCHES_MAX: usize = 32_768;
+const _: () = assert!(
+    WATCHES_MAX <= TICKETS_MAX / 2,
+    "watches leave tickets for others"
+);
+
+/// Messages of one step of a copy: so many bodies are read, or links made, side by side.
+pub const COPY_STEP_MAX: usize = 64;
+
 /// Bytes of an info file: 2^32 slots could be addressed, a load must stay bounded.
 pub const INFO_BYTES_MAX: u64 = 4 << 30;
 

@@ -77,6 +77,12 @@ pub struct Metrics {
     pub corrupt: u64,
     /// Part files removed that no record named.
     pub parts_removed: u64,
+    /// Files of expunged large messages removed when their user was loaded.
+    pub dead_files_removed: u64,
+    /// Changes of flags and mailboxes, expunges, copies made durable, or found to be so.
+    pub changes: u64,
+    /// Such requests refused.
+    pub changes_refused: u64,
     /// Piecewise reads whose checksum could not be checked here.
     pub unverified_reads: u64,
 
@@ -96,6 +102,10 @@ pub struct Metrics {
     pub index_bytes: u64,
     /// Gauge: requests without an answer.
     pub tickets: u64,
+    /// Gauge: snapshots open.
+    pub snapshots: u64,
+    /// Gauge: watches that wait.
+    pub watches: u64,
     /// Gauge: age of the oldest append without an answer, ns.
     pub oldest_append_ns: u64,
     /// Gauge: free bytes of the file system at the last look.

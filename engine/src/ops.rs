@@ -42,6 +42,8 @@ pub(crate) enum Purpose {
     Large(usize),
     /// A step of a fetch; index in its table.
     Fetch(usize),
+    /// A link of a copy, or their sync; index of the change, and which.
+    Copy(usize, usize),
     /// Free space.
     Space,
     /// Tidying whose failure harms nothing: closing, unlinking what no record names.

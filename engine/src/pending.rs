@@ -12,6 +12,7 @@ use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Uid};
 
 use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, SLOT};
+use crate::index::DeadFile;
 use crate::io::RelPath;
 use crate::limits::SLOT_BYTES;
 use crate::position::Lsn;
@@ -34,6 +35,9 @@ pub(crate) enum What {
     Small(SmallMail),
     /// A message with a file of its own, still named `.part`.
     Large(LargeMail),
+    /// Files of large messages that earlier entries made dead. In memory only: redo finds them when
+    /// the user is loaded.
+    Dead(Box<[DeadFile]>),
     /// The files of a new generation get their names.
     Swap(Swap),
 }
@@ -73,6 +77,7 @@ impl Swap {
                 What::Small(mail) => mail.segment,
                 What::Large(mail) => mail.segment,
                 What::Create { .. } | What::Runs(_) | What::Swap(_) => return false,
+                What::Dead(_) => return true,
             };
             entry.slot = 0;
             self.retired.binary_search(&segment).is_err()
@@ -109,6 +114,7 @@ impl Entry {
     pub(crate) fn slot_end(&self) -> u32 {
         let bytes = match &self.what {
             What::Create { .. } => return FIRST_SLOT,
+            What::Dead(_) => return 0,
             What::Swap(swap) => return swap.slots,
             _ if self.slot == 0 => return 0,
             What::Runs(runs) => runs.len(),
@@ -131,7 +137,7 @@ impl Entry {
     pub(crate) fn runs(&self) -> [Bytes; 2] {
         match &self.what {
             _ if self.slot == 0 => [Bytes::new(), Bytes::new()],
-            What::Create { .. } | What::Swap(_) => [Bytes::new(), Bytes::new()],
+            What::Create { .. } | What::Swap(_) | What::Dead(_) => [Bytes::new(), Bytes::new()],
             What::Runs(runs) => [runs.clone(), Bytes::new()],
             What::Small(SmallMail { head, cache, .. })
             | What::Large(LargeMail { head, cache, .. }) => {

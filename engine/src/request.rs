@@ -3,14 +3,28 @@
 //! Every accepted request has a [`Ticket`] and exactly one answering [`Event`]. Nothing here knows
 //! of sockets; the daemon maps a [`Refused`] to a protocol's reply in one table.
 
+mod answer;
+mod flags;
+mod mailbox;
+mod uids;
+
+pub use answer::{Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
+pub use flags::{FlagOp, Flags, is_keyword};
+pub use mailbox::{
+    Changed, ChangesPage, Copied, Horizon, MailboxChange, MailboxChanged, QuotaLimits, Snapshot,
+    SnapshotId, Subscribed, Which,
+};
+pub use uids::{UidRange, UidSet};
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
+use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, WallNs};
 use ringpost_netproto::placement::UserKey;
 
-use crate::error::{Corrupt, Fatal};
+use crate::error::Corrupt;
 use crate::large::StagedBody;
+use crate::mailbox_name::NameFault;
 use crate::position::DurableTo;
 use crate::prepare::{PreparedBody, Summary};
 
@@ -143,6 +157,124 @@ pub enum Request {
         /// At most this many bytes (and never more than `FETCH_BYTES_MAX`).
         bytes_max: u32,
     },
+    /// Sets or takes off flags. [`Event::FlagsStored`].
+    Store {
+        /// Whose.
+        user: UserKey,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// Which messages; uids that no message has are passed over.
+        uids: UidSet,
+        /// What to do with `flags`.
+        op: FlagOp,
+        /// Which flags.
+        flags: Flags,
+        /// Only messages that did not change after this (RFC 7162 3.1.3).
+        unchanged_since: Option<Modseq>,
+    },
+    /// Removes messages for good. [`Event::Expunged`].
+    Expunge {
+        /// Whose.
+        user: UserKey,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// Which messages; uids that no message has are passed over.
+        uids: UidSet,
+        /// All of them, or those with `\Deleted`.
+        which: Which,
+    },
+    /// Copies messages with flags, keywords, date and guid (RFC 9051 6.4.7). [`Event::Copied`].
+    Copy {
+        /// Whose.
+        user: UserKey,
+        /// From where.
+        from: MailboxId,
+        /// Which messages; uids that no message has are passed over.
+        uids: UidSet,
+        /// To where; may be the same mailbox.
+        to: MailboxId,
+        /// The user's bounds; they hold for all copies together.
+        quota: QuotaLimits,
+    },
+    /// As `Copy`, and the message is gone from where it was, in one step each (RFC 6851). Never
+    /// refused for quota. [`Event::Copied`].
+    Move {
+        /// Whose.
+        user: UserKey,
+        /// From where.
+        from: MailboxId,
+        /// Which messages; uids that no message has are passed over.
+        uids: UidSet,
+        /// To where.
+        to: MailboxId,
+    },
+    /// Makes or changes a mailbox; of an unknown user too. [`Event::MailboxChanged`].
+    Mailbox {
+        /// Whose.
+        user: UserKey,
+        /// What.
+        change: MailboxChange,
+    },
+    /// What happened in a mailbox since a modseq. [`Event::Changes`].
+    Changes {
+        /// Whose.
+        user: UserKey,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// Only what came, changed or went after this.
+        since: Modseq,
+        /// Only messages above this uid; 0 from the start.
+        after: u32,
+        /// At most this many entries (and never more than `LIST_ENTRIES_MAX`).
+        entries_max: u32,
+    },
+    /// Waits until a mailbox, or any of the user's, has a modseq above `since`; answered at once if
+    /// it has. One watch, one answer: ask again from there. [`Event::Woken`].
+    Watch {
+        /// Whose.
+        user: UserKey,
+        /// Which mailbox; `None`: all of them, names and subscriptions included.
+        mailbox: Option<MailboxId>,
+        /// The highest modseq that the caller knows.
+        since: Modseq,
+    },
+    /// Ends a watch, which is answered [`Refused::Cancelled`]. Itself unanswered.
+    Unwatch {
+        /// Of the watch.
+        watch: Ticket,
+    },
+    /// Keeps a mailbox readable as it is. [`Event::SnapshotOpened`].
+    SnapshotOpen {
+        /// Whose.
+        user: UserKey,
+        /// Which mailbox.
+        mailbox: MailboxId,
+    },
+    /// As `List`, of a snapshot. [`Event::Listed`].
+    SnapshotList {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Only messages above this uid; 0 from the start.
+        after: u32,
+        /// At most this many entries (and never more than `LIST_ENTRIES_MAX`).
+        entries_max: u32,
+    },
+    /// As `Fetch`, of a snapshot: of messages too that are gone by now. [`Event::Fetched`].
+    SnapshotFetch {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Which message.
+        uid: Uid,
+        /// Byte offset in the stored form; 0 for the start.
+        stored_offset: u64,
+        /// At most this many bytes (and never more than `FETCH_BYTES_MAX`).
+        bytes_max: u32,
+    },
+    /// Lets a snapshot go. Unanswered.
+    SnapshotClose {
+        /// Which.
+        snapshot: SnapshotId,
+    },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,
     /// Take no more appends, answer what is open, checkpoint, mark clean. [`Event::Drained`].
@@ -188,6 +320,10 @@ pub struct Recipient {
     pub dedupe: Dedupe,
     /// INTERNALDATE (RFC 9051 2.3.2).
     pub internal_date: WallNs,
+    /// What it has from the start. None for a delivery.
+    pub flags: Flags,
+    /// What the user may keep.
+    pub quota: QuotaLimits,
 }
 
 /// Whether a delivery with a known guid is answered as a duplicate (mail.md 5).
@@ -205,7 +341,7 @@ pub enum Dedupe {
 pub enum Origin {
     /// By an MTA.
     Delivery,
-    /// By a mail client (IMAP APPEND), later.
+    /// By a mail client (IMAP APPEND).
     ClientAppend,
 }
 
@@ -232,7 +368,8 @@ pub enum Outcome {
     Refused(Refused),
 }
 
-/// Why not. All but `TooLarge`, `NoSuchMailbox` and `NoSuchMessage` are temporary.
+/// Why not. `Busy`, `DiskFull`, `OverQuota`, `Repairing`, `Damaged`, `WrongShard` and `Stopped` may
+/// be otherwise later; the rest is for good.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
@@ -242,6 +379,14 @@ pub enum Refused {
     /// Free space or inodes are at the floor.
     #[error("the disk is full")]
     DiskFull,
+    /// The user keeps as much as may be, or would with this.
+    #[error("over quota: {bytes} bytes in {messages} messages")]
+    OverQuota {
+        /// Kept now, reserved appends included.
+        bytes: u64,
+        /// Kept now, reserved appends included.
+        messages: u64,
+    },
     /// The mailbox does not exist.
     #[error("no such mailbox")]
     NoSuchMailbox,
@@ -251,9 +396,27 @@ pub enum Refused {
     /// The message does not exist (any more).
     #[error("no such message")]
     NoSuchMessage,
-    /// Above `message_bytes_max`.
+    /// Above `message_bytes_max`; or more than one log frame can hold in one step.
     #[error("the message is larger than the limit")]
     TooLarge,
+    /// A mailbox with this name exists.
+    #[error("a mailbox of that name exists")]
+    Exists,
+    /// Not a name for a mailbox.
+    #[error("{0}")]
+    BadName(NameFault),
+    /// Not a keyword ([`is_keyword`]).
+    #[error("not a keyword")]
+    BadKeyword,
+    /// A limit of what one user can have.
+    #[error("{0}")]
+    Limit(Limit),
+    /// The snapshot was closed, or belongs to another shard.
+    #[error("no such snapshot")]
+    NoSuchSnapshot,
+    /// The caller ended it.
+    #[error("cancelled")]
+    Cancelled,
     /// The user's files are damaged; deliveries wait until they are repaired.
     #[error("the mailbox needs repair: {0}")]
     Repairing(Arc<Corrupt>),
@@ -266,6 +429,18 @@ pub enum Refused {
     /// The shard stopped after a fatal error, or is draining.
     #[error("the store is stopping")]
     Stopped,
+}
+
+/// What one user cannot have more of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Limit {
+    /// `limits::MAILBOXES_MAX`.
+    #[error("the user has as many mailboxes as there can be")]
+    Mailboxes,
+    /// `limits::KEYWORDS_MAX`.
+    #[error("the mailbox has as many keywords as there can be")]
+    Keywords,
 }
 
 /// Which bound was met; a metric label.
@@ -286,6 +461,10 @@ pub enum BusyReason {
     UserQueue,
     /// Too many messages are being received.
     Stages,
+    /// Too many snapshots are open, or they hold too much memory.
+    Snapshots,
+    /// Too many watches wait.
+    Watches,
 }
 
 impl std::fmt::Display for BusyReason {
@@ -299,185 +478,8 @@ impl std::fmt::Display for BusyReason {
             Self::Tickets => "tickets",
             Self::UserQueue => "user",
             Self::Stages => "stages",
+            Self::Snapshots => "snapshots",
+            Self::Watches => "watches",
         })
     }
-}
-
-/// What comes out of [`Shard::poll`](crate::Shard::poll).
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// An append's end: one outcome per recipient, in their order. `Stored` is durable.
-    Appended {
-        /// Of the request.
-        ticket: Ticket,
-        /// As many as there were recipients.
-        outcomes: Vec<Outcome>,
-    },
-    /// A stage file is open.
-    StageBegun {
-        /// Of the request.
-        ticket: Ticket,
-        /// Its handle, or why not.
-        result: Result<StageId, Refused>,
-    },
-    /// A piece is written (not durable).
-    StageWritten {
-        /// Of the request.
-        ticket: Ticket,
-        /// Or why not.
-        result: Result<(), Refused>,
-    },
-    /// CRLF is put back; the CRC and length of what is staged now.
-    StageExpanded {
-        /// Of the request.
-        ticket: Ticket,
-        /// CRC-32 and length of the stored bytes, or why not.
-        result: Result<(u32, u64), Refused>,
-    },
-    /// A stage file is durable and can be appended.
-    Staged {
-        /// Of the request.
-        ticket: Ticket,
-        /// The body, or why not.
-        result: Result<Arc<StagedBody>, Refused>,
-    },
-    /// The mailboxes of a user.
-    Mailboxes {
-        /// Of the request.
-        ticket: Ticket,
-        /// Ascending by id.
-        result: Result<Vec<MailboxStatus>, Refused>,
-    },
-    /// A page of a mailbox.
-    Listed {
-        /// Of the request.
-        ticket: Ticket,
-        /// The page, or why not.
-        result: Result<ListPage, Refused>,
-    },
-    /// A message or a piece of it.
-    Fetched {
-        /// Of the request.
-        ticket: Ticket,
-        /// The bytes, or why not.
-        result: Result<Fetched, Refused>,
-    },
-    /// A checkpoint that began at or after the request has ended.
-    Checkpointed {
-        /// Of the request.
-        ticket: Ticket,
-    },
-    /// Everything is checkpointed and the superblock says so; the shard can be dropped.
-    Drained {
-        /// Of the request.
-        ticket: Ticket,
-    },
-    /// Something an operator should read in the log; the shard goes on.
-    Notice(Notice),
-    /// A log or checkpoint operation failed: nothing is acknowledged any more and the process must
-    /// end (DESIGN.md decision 11). All open tickets were answered with [`Refused::Stopped`].
-    Fatal(Fatal),
-}
-
-/// What an operator should read.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Notice {
-    /// Damaged bytes were met; only what they held is affected.
-    Corrupt(Arc<Corrupt>),
-    /// The log ended in a frame that was being written when the node stopped; nobody was promised
-    /// what it held.
-    TornTail(Arc<Corrupt>),
-    /// Free space is near or at the floor.
-    DiskLow {
-        /// Bytes free on the file system.
-        free_bytes: u64,
-        /// Below this, new mail is refused.
-        floor_bytes: u64,
-    },
-    /// New mail is being refused or delayed, and why.
-    Pressure(BusyReason),
-    /// A file with a final name that no index explains; left alone.
-    Unreferenced {
-        /// Relative to the data directory.
-        path: String,
-    },
-}
-
-/// A mailbox in numbers (RFC 9051 STATUS).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MailboxStatus {
-    /// Its id.
-    pub mailbox: MailboxId,
-    /// Its UTF-8 name.
-    pub name: String,
-    /// Validity of its uids.
-    pub uidvalidity: UidValidity,
-    /// Above every uid ever given.
-    pub uidnext: u32,
-    /// Highest modseq of the mailbox; 0 if nothing happened yet.
-    pub highest_modseq: u64,
-    /// Live messages.
-    pub messages_count: u32,
-    /// Sum of RFC822.SIZE in bytes.
-    pub bytes: u64,
-}
-
-/// A page of messages.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ListPage {
-    /// The mailbox in numbers, at the time of the page.
-    pub status: MailboxStatus,
-    /// Ascending by uid.
-    pub entries: Vec<ListEntry>,
-    /// Whether messages above the last entry exist.
-    pub more: More,
-}
-
-/// Whether another page follows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum More {
-    /// Ask again above the last uid.
-    Yes,
-    /// This was the end.
-    No,
-}
-
-/// One message of a list.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ListEntry {
-    /// Number within the mailbox.
-    pub uid: Uid,
-    /// Last change.
-    pub modseq: Modseq,
-    /// System flags (storage.md 8.3).
-    pub flags: u32,
-    /// INTERNALDATE.
-    pub internal_date: WallNs,
-    /// Octets in the CRLF view (RFC 9051 RFC822.SIZE).
-    pub rfc822_size: u32,
-    /// Octets as received.
-    pub received_size: u64,
-    /// Identity of the content.
-    pub guid: Guid,
-    /// `Date:` in seconds since 1970, if it could be read.
-    pub date_s: Option<i64>,
-    /// The header cache (`header_cache::decode`).
-    pub cache: Bytes,
-}
-
-/// Stored bytes of one message and what undoes their quoting (`mbox::Restorer`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fetched {
-    /// Stored form from the asked offset on; shared, not copied, where it was pending.
-    pub stored: Bytes,
-    /// Length of the whole stored form in bytes.
-    pub stored_len: u64,
-    /// `format::info` flags: line ends, final newline, quoting.
-    pub format_flags: u16,
-    /// CRC-32 of the whole stored form. Whole reads were checked against it already.
-    pub stored_crc: u32,
-    /// The message's entry without its header cache.
-    pub entry: ListEntry,
 }

@@ -9,95 +9,17 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ringpost_netproto::id::{MailboxId, PartitionId, UidValidity, UserHash};
+use ringpost_netproto::id::{PartitionId, UserHash};
 use ringpost_netproto::placement::UserKey;
 use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::error::Corrupt;
 use crate::format::info::Seed;
-use crate::index::Index;
+use crate::index::{DeadFile, Index};
 use crate::io::RelPath;
 use crate::pending::Entry;
-use crate::request::MailboxStatus;
-
-/// What an append needs of a mailbox. Positions are those reserved, durable or not.
-#[derive(Clone, Debug)]
-pub(crate) struct MailboxTail {
-    pub(crate) mailbox: MailboxId,
-    pub(crate) name: Box<str>,
-    pub(crate) uidvalidity: UidValidity,
-    pub(crate) uidnext: u32,
-    /// The segment being appended to; 0 if there is none yet.
-    pub(crate) segment: u32,
-    pub(crate) segment_end: u64,
-    /// Of what is visible.
-    pub(crate) highest_modseq: u64,
-    pub(crate) messages_count: u32,
-    pub(crate) bytes: u64,
-}
-
-impl MailboxTail {
-    /// The mailbox in numbers.
-    pub(crate) fn status(&self) -> MailboxStatus {
-        MailboxStatus {
-            mailbox: self.mailbox,
-            name: self.name.to_string(),
-            uidvalidity: self.uidvalidity,
-            uidnext: self.uidnext,
-            highest_modseq: self.highest_modseq,
-            messages_count: self.messages_count,
-            bytes: self.bytes,
-        }
-    }
-}
-
-/// Whether a user has been created.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Existence {
-    /// No record names it.
-    Absent,
-    /// Its create record is written, or its info file exists.
-    Created,
-}
-
-/// What an append needs of a user.
-#[derive(Clone, Debug)]
-pub(crate) struct Tail {
-    pub(crate) existence: Existence,
-    /// Whether its directory exists on disk.
-    pub(crate) has_dir: bool,
-    pub(crate) generation: u32,
-    pub(crate) next_slot: u32,
-    pub(crate) next_segment: u32,
-    pub(crate) modseq: u64,
-    pub(crate) uidvalidity_max: u32,
-    pub(crate) mailboxes: SmallVec<[MailboxTail; 1]>,
-}
-
-/// So many numbers are left at the least while messages are taken: far more than one group uses.
-const HEADROOM: u32 = 1 << 20;
-
-impl Tail {
-    /// Whether every number that a message takes can still grow. Only absurd files say no.
-    pub(crate) fn has_numbers(&self, mailbox: Option<&MailboxTail>) -> bool {
-        let most = u32::MAX - HEADROOM;
-        self.next_slot < most
-            && self.next_segment < most
-            && self.modseq < u64::MAX >> 1
-            && mailbox.is_none_or(|mailbox| mailbox.uidnext < most)
-    }
-
-    pub(crate) fn mailbox(&self, mailbox: MailboxId) -> Option<&MailboxTail> {
-        self.mailboxes.iter().find(|tail| tail.mailbox == mailbox)
-    }
-
-    pub(crate) fn mailbox_mut(&mut self, mailbox: MailboxId) -> Option<&mut MailboxTail> {
-        self.mailboxes
-            .iter_mut()
-            .find(|tail| tail.mailbox == mailbox)
-    }
-}
+use crate::tail::{Existence, Tail};
 
 /// A user whose files were read.
 #[derive(Debug)]
@@ -138,6 +60,36 @@ pub(crate) struct User {
     pub(crate) frozen_written: bool,
     /// Of the info file that the records found by recovery go to.
     pub(crate) redo_generation: u32,
+    /// Whether mailboxes changed since the last checkpoint began, so that `folders` lags.
+    pub(crate) folders: Lag,
+    /// Whether the running checkpoint writes `folders`.
+    pub(crate) frozen_folders: Lag,
+    /// The change whose turn it is: index in the shard's table.
+    pub(crate) changing: Option<usize>,
+    /// Changes behind it, in order.
+    pub(crate) changes: VecDeque<usize>,
+    /// Snapshots and the segments that they need.
+    pub(crate) snapshots: Vec<Pinned>,
+    /// Dead files that snapshots need still.
+    pub(crate) kept: Vec<DeadFile>,
+    /// Watches that wait for a change, by ticket.
+    pub(crate) watches: Vec<u64>,
+}
+
+/// Whether a derived file lags behind the records.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum Lag {
+    Yes,
+    #[default]
+    No,
+}
+
+/// What a snapshot keeps on disk.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    pub(crate) snapshot: u64,
+    /// Ascending.
+    pub(crate) segments: Box<[u32]>,
 }
 
 /// Who waits for a user to be loaded.
@@ -147,6 +99,8 @@ pub(crate) enum Waiter {
     Append(usize),
     /// Index of a read.
     Read(usize),
+    /// Index of a change.
+    Change(usize),
 }
 
 impl User {
@@ -186,8 +140,16 @@ impl User {
         self.frozen.iter().chain(&self.pending)
     }
 
+    /// Whether a snapshot needs a segment: its file must stay.
+    pub(crate) fn is_pinned(&self, segment: u32) -> bool {
+        let needs = |pinned: &Pinned| pinned.segments.binary_search(&segment).is_ok();
+        self.snapshots.iter().any(needs)
+    }
+
     fn is_idle(&self) -> bool {
         self.pins == 0
+            && self.watches.is_empty()
+            && self.kept.is_empty()
             && self.waiting.is_empty()
             && self.pending.is_empty()
             && self.frozen.is_empty()
@@ -315,6 +277,13 @@ impl Users {
             frozen: Vec::new(),
             frozen_written: false,
             redo_generation: 1,
+            folders: Lag::No,
+            frozen_folders: Lag::No,
+            changing: None,
+            changes: VecDeque::new(),
+            snapshots: Vec::new(),
+            kept: Vec::new(),
+            watches: Vec::new(),
         });
         self.by_hash.entry(hash.value()).or_default().push(index);
         index
@@ -358,6 +327,15 @@ impl Users {
     pub(crate) fn forget_if_idle(&mut self, index: usize) {
         if self.table.get(index).is_some_and(User::is_idle) {
             self.remove(index);
+        }
+    }
+
+    /// Forgets a user of whom nothing is on disk, so that names that never come again take no room.
+    pub(crate) fn forget_if_absent(&mut self, index: usize) {
+        let absent = |live: &Live| live.tail.existence == Existence::Absent;
+        let found = self.table.get(index).and_then(User::live);
+        if found.is_some_and(absent) {
+            self.forget_if_idle(index);
         }
     }
 

@@ -58,6 +58,9 @@ pub const DELETED: u32 = 0x08;
 /// System flag `\Draft`.
 pub const DRAFT: u32 = 0x10;
 
+/// Every system flag that a request can set.
+pub const SYSTEM_FLAGS: u32 = SEEN | ANSWERED | FLAGGED | DELETED | DRAFT;
+
 /// Bytes of one slot.
 pub const SLOT: usize = 64;
 const _: () = assert!(SLOT as u64 == SLOT_BYTES);

@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Modseq, PartitionId, Uid, WallNs};
-use ringpost_netproto::placement::NAME_BYTES_MAX;
 use smallvec::SmallVec;
 
 use super::load::Wants;
+use super::room::keywords_need;
 use super::{Phase, Shard};
 use crate::canary::{self, Canary};
 use crate::dedupe::{Key, Seen};
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::{SLOT, SpecialUse};
-use crate::format::record::{body_len, deliver_file_len, deliver_len, name_len, runs_len};
+use crate::format::record::{body_len, deliver_file_len, deliver_len};
 use crate::format::store_line::STORE_LINE_FLAGS;
 use crate::io::Io;
 use crate::limits::{
@@ -31,7 +31,8 @@ use crate::request::{
     AppendGroup, Body, BusyReason, Dedupe, Event, MonotonicNs, Notice, Now, Outcome, Recipient,
     Refused, Ticket,
 };
-use crate::user::{Existence, State, Waiter};
+use crate::tail::Existence;
+use crate::user::{State, Waiter};
 
 /// The mailboxes a user begins with.
 pub(super) const FIRST_MAILBOXES: [(MailboxId, &str, SpecialUse); 2] = [
@@ -73,14 +74,21 @@ impl Append {
     }
 }
 
-/// A piece of an append in one frame.
+/// A piece of an append or change in one frame.
 pub(super) struct Part {
-    pub(super) append: usize,
-    pub(super) done: SmallVec<[Decided; 1]>,
+    pub(super) of: PartOf,
     /// How far each of its partitions is once the frame is durable.
     pub(super) marks: SmallVec<[Mark; 1]>,
     /// Sequence of the next delivery id behind this part.
     pub(super) dedupe_next: u64,
+}
+
+/// Whose a part is, and what becomes visible with it.
+pub(super) enum PartOf {
+    /// Index of an append.
+    Append(usize, SmallVec<[Decided; 1]>),
+    /// Index of a change.
+    Change(usize, SmallVec<[Entry; 1]>),
 }
 
 /// A record's place in its partition.
@@ -180,7 +188,7 @@ impl<I: Io> Shard<I> {
             State::Repairing(_) => 0,
             _ => {
                 user.waiting.push_back(waiter);
-                self.start_load(index, key);
+                self.start_load(index, Some(key));
                 1
             }
         }
@@ -369,8 +377,7 @@ impl<I: Io> Shard<I> {
         }
         if !with_first.is_empty() {
             let part = Part {
-                append: index,
-                done: with_first,
+                of: PartOf::Append(index, with_first),
                 marks: SmallVec::new(),
                 dedupe_next: self.window.next(),
             };
@@ -395,8 +402,10 @@ impl<I: Io> Shard<I> {
             }
             State::Unloaded | State::Loading => unreachable!("a ready append's users are loaded"),
         };
-        let exists = tail.mailbox(recipient.mailbox).is_some()
-            || (tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox));
+        let exists = match tail.mailbox(recipient.mailbox) {
+            Some(mailbox) => mailbox.takes_mail(),
+            None => tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox),
+        };
         if !exists {
             return Decision::Now(Outcome::Refused(Refused::NoSuchMailbox));
         }
@@ -410,8 +419,12 @@ impl<I: Io> Shard<I> {
             };
             return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::new(corrupt))));
         }
+        let store = || match self.has_room(append, place, chunk) {
+            Ok(()) => Decision::Store,
+            Err(refused) => Decision::Now(Outcome::Refused(refused)),
+        };
         if recipient.dedupe == Dedupe::No {
-            return Decision::Store;
+            return store();
         }
         let key = self.dedupe_key(user_index, recipient, group.body.summary());
         match self
@@ -437,7 +450,7 @@ impl<I: Io> Shard<I> {
                 if chunk.iter().any(|earlier| same(&earlier)) {
                     Decision::WithEarlier
                 } else {
-                    Decision::Store
+                    store()
                 }
             }
         }
@@ -455,7 +468,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Bytes of records that the body of a group takes.
-    fn body_need(body: &Body) -> usize {
+    pub(super) fn body_need(body: &Body) -> usize {
         match body {
             Body::Small(body) => body_len(body.cache.len(), body.stored.len()),
             Body::Staged(_) => 0,
@@ -463,21 +476,22 @@ impl<I: Io> Shard<I> {
     }
 
     /// At most so many bytes of records for one recipient.
-    fn recipient_need(&self, index: usize, recipient: usize, body: &Body) -> usize {
+    fn recipient_need(&self, index: usize, place: usize, body: &Body) -> usize {
         let append = self.appends.get(index).expect("an open append");
-        let user = append
-            .users
-            .get(recipient)
-            .map(|user| self.users.get(*user));
-        let absent = user
-            .and_then(|user| user.live())
-            .is_none_or(|live| live.tail.existence == Existence::Absent);
-        let create = if absent {
-            name_len(NAME_BYTES_MAX) + runs_len(4 * SLOT)
-        } else {
-            0
-        };
-        create
+        let user = append.users.get(place).expect("as many as recipients");
+        let recipients = &append.group.recipients;
+        let recipient = recipients.get(place).expect("as many as users");
+        self.recipient_need_of(*user, recipient, body)
+    }
+
+    pub(super) fn recipient_need_of(
+        &self,
+        user: usize,
+        recipient: &Recipient,
+        body: &Body,
+    ) -> usize {
+        self.creation_need(user)
+            + keywords_need(&recipient.flags.keywords)
             + match body {
                 Body::Small(_) => deliver_len(PREFIX_BYTES_MAX),
                 Body::Staged(_) => deliver_file_len(CACHE_SLOTS_MAX * SLOT),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::writes::{Steps, planted, step_bytes};
+use super::writes::{Steps, Todo, planted, step_bytes};
 use super::{Phase, Shard};
 use crate::canary::{self, Canary};
 use crate::config::CheckpointSync;
@@ -17,11 +17,13 @@ use crate::error::IoError;
 use crate::format::dedupe::DedupeHeader;
 use crate::format::parts;
 use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
+use crate::index::DeadFile;
 use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Ticket};
+use crate::user::Lag;
 
 /// Users of one work: enough to pay for the hand-over, few enough to build in a fraction of a
 /// millisecond.
@@ -147,9 +149,8 @@ impl Checkpoint {
     pub(super) fn log_limit(&self, capacity: u64) -> u64 {
         let most = capacity * 85 / 100;
         match &self.state {
-            State::Idle => most,
             State::Writing(_) | State::Waiting(..) => self.paced(self.used_at_begin, most),
-            State::Tables(_) | State::Syncing(_) | State::Super(_) => most,
+            State::Idle | State::Tables(_) | State::Syncing(_) | State::Super(_) => most,
         }
     }
 
@@ -203,12 +204,12 @@ impl<I: Io> Shard<I> {
         matches!(self.checkpoint.state, State::Waiting(..))
     }
 
-    fn wants_checkpoint(&self, now: Now) -> bool {
-        if self.phase == Phase::Clean {
+    fn wants_checkpoint(&mut self, now: Now) -> bool {
+        if self.phase == Phase::Clean || self.awaits_folders() {
             return false;
         }
         if let Phase::Draining(_) = self.phase {
-            return self.appends.is_empty() && self.log.is_quiet() && !self.is_clean();
+            return !self.has_work() && self.log.is_quiet() && !self.is_clean();
         }
         if !self.checkpoint.asked.is_empty() {
             return true;
@@ -233,6 +234,14 @@ impl<I: Io> Shard<I> {
             || self.pending_records >= (self.config.pending_records_max / 2).max(1)
     }
 
+    /// Whether users are being read whose mailboxes recovery found changed: their `folders` cannot
+    /// be written before. One that cannot be read keeps its old file, for the repair.
+    fn awaits_folders(&mut self) -> bool {
+        let loads = &self.loads;
+        self.unfolded.retain(|user| loads.contains_key(user));
+        !self.unfolded.is_empty()
+    }
+
     /// Whether the superblock on disk says "clean" already.
     fn is_clean(&self) -> bool {
         self.superblock.shutdown == Shutdown::Clean && self.dirty.is_empty()
@@ -241,7 +250,7 @@ impl<I: Io> Shard<I> {
     /// Ends a drain when the last checkpoint left nothing.
     fn end_drain(&mut self) {
         if let Phase::Draining(ticket) = self.phase
-            && self.appends.is_empty()
+            && !self.has_work()
             && self.log.is_quiet()
             && self.is_clean()
         {
@@ -266,6 +275,7 @@ impl<I: Io> Shard<I> {
             assert!(user.frozen.is_empty(), "one checkpoint at a time");
             user.frozen = std::mem::take(&mut user.pending);
             user.frozen_written = false;
+            user.frozen_folders = std::mem::take(&mut user.folders);
             records += u64::try_from(user.frozen.len()).expect("an index has at most 64 bits");
         }
         let place = |index: &usize| {
@@ -322,12 +332,11 @@ impl<I: Io> Shard<I> {
                 && bytes < WORK_BYTES
             {
                 writing.next += 1;
-                let user = self.users.get(index);
-                let steps = Steps {
-                    log: &self.log,
-                    user,
-                }
-                .all();
+                let user = self.users.get_mut(index);
+                let Todo { steps, kept } = Steps::new(&self.log, user).all();
+                let fresh = |dead: &DeadFile| !user.kept.contains(dead);
+                let kept: Vec<_> = kept.into_iter().filter(fresh).collect();
+                user.kept.extend(kept);
                 bytes += steps.iter().map(step_bytes).sum::<u64>();
                 let (steps, apart) = planted(steps);
                 works.extend(apart);
@@ -526,7 +535,7 @@ impl<I: Io> Shard<I> {
         self.checkpoint.parts_sequence += 1;
         let clean = matches!(self.phase, Phase::Draining(_))
             && self.dirty.is_empty()
-            && self.appends.is_empty()
+            && !self.has_work()
             && self.log.is_quiet();
         let (oldest, newest) = self.log.files().sequences();
         let superblock = &mut self.superblock;
@@ -569,6 +578,9 @@ impl<I: Io> Shard<I> {
             let user = self.users.get_mut(index);
             user.frozen = Vec::new();
             user.frozen_written = false;
+            user.frozen_folders = Lag::No;
+            self.unlink_unpinned(index);
+            self.users.forget_if_absent(index);
         }
         self.checkpoint.state = State::Idle;
         self.checkpoint.ended += 1;

@@ -2,29 +2,35 @@
 //! (storage.md 3.6, 4.1). Everything was decided before: nothing here is refused or taken back.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Modseq, Uid, UidValidity};
 use smallvec::SmallVec;
 
 use super::Shard;
-use super::append::{Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, line_flags, seconds};
+use super::append::{
+    Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, PartOf, line_flags, seconds,
+};
 use crate::canary::{self, Canary};
 use crate::format::crc;
-use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT};
+use crate::format::info::{
+    FIRST_SLOT, Keyword, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT, SYSTEM_FLAGS,
+    Seed,
+};
 use crate::format::record::{
     BODY_STORED_AT, BodyParts, DeliverParts, Encoder, Group, Head, Placed, RecordType,
 };
 use crate::format::store_line::StoreLine;
-use crate::index::apply_mailbox;
 use crate::io::{Io, Op};
+use crate::limits::KEYWORDS_MAX;
 use crate::mbox;
 use crate::ops::Purpose;
 use crate::pending::{Entry, LargeMail, PendingBody, SmallMail, What};
 use crate::position::Lsn;
 use crate::prepare::{PreparedBody, Summary};
 use crate::request::{Body, Dedupe, Now, Outcome, Recipient, Refused};
-use crate::user::{Existence, Tail};
+use crate::tail::{Existence, Stand, Tail, Usage};
 
 impl<I: Io> Shard<I> {
     /// Second pass: records for `chunk` into the open batch, which has room for them.
@@ -37,25 +43,28 @@ impl<I: Io> Shard<I> {
         let cache_crc = crc::of(body.cache());
         let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let placed_body = match body {
-            Body::Small(small) => Some(self.encode_body(small)),
+            Body::Small(body) => {
+                Some(self.encode_body(&body.cache, &body.stored, body.summary.stored_crc))
+            }
             Body::Staged(_) => None,
         };
         let mut done: SmallVec<[Decided; 1]> = SmallVec::new();
         for (nth, recipient_at) in chunk.iter().enumerate() {
-            let recipient = group
-                .recipients
-                .get(*recipient_at)
-                .expect("chosen among them");
+            let recipient = group.recipients.get(*recipient_at);
+            let recipient = recipient.expect("chosen among them");
             let user = *users.get(*recipient_at).expect("as many as recipients");
             let last = nth + 1 == chunk.len();
             let mut entries = SmallVec::new();
-            self.encode_creation(now, user, recipient, &mut entries);
+            self.encode_creation(now, user, recipient.user.name(), &mut entries);
+            let (place, words) = (recipient.mailbox, &recipient.flags.keywords);
+            let keywords = self.encode_keywords(user, place, words, None, &mut entries);
             let one = One {
                 user,
                 recipient,
                 sender: &group.sender,
                 batch_lsn,
                 cache_crc,
+                keywords,
                 group: if last { Group::Ends } else { Group::GoesOn },
             };
             let (uid, modseq) = match (body, &placed_body) {
@@ -85,51 +94,49 @@ impl<I: Io> Shard<I> {
             });
             self.set_outcome(index, *recipient_at, Outcome::Refused(Refused::Stopped));
         }
-        let recipients = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        let count = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
         let marks = std::mem::take(&mut self.marks);
         let dedupe_next = self.window.next();
         let batch = self.log.open_batch_mut().expect("room was made");
-        batch.attach(
-            Part {
-                append: index,
-                done,
-                marks,
-                dedupe_next,
-            },
-            recipients,
-        );
+        let part = Part {
+            of: PartOf::Append(index, done),
+            marks,
+            dedupe_next,
+        };
+        batch.attach(part, count);
     }
 
-    fn encode_body(&mut self, body: &PreparedBody) -> (usize, Rc<PendingBody>) {
+    /// A BODY record: its place in the batch, and the body as pending mail refers to it.
+    pub(super) fn encode_body(
+        &mut self,
+        cache: &Bytes,
+        stored: &Bytes,
+        stored_crc: u32,
+    ) -> (usize, Rc<PendingBody>) {
         let parts = BodyParts {
-            cache: &body.cache,
-            stored: &body.stored,
-            stored_crc: body.summary.stored_crc,
+            cache,
+            stored,
+            stored_crc,
         };
-        let head = Head::unowned(Group::GoesOn, body.summary.stored_crc);
+        let head = Head::unowned(Group::GoesOn, stored_crc);
         let batch = self.log.open_batch_mut().expect("room was made");
         let placed = batch.encode(|encoder| encoder.body(&head, &parts));
-        let stored_at = crate::format::frame::FRAME_HEADER_BYTES
-            + placed.at
-            + BODY_STORED_AT
-            + body.cache.len();
+        let stored_at =
+            crate::format::frame::FRAME_HEADER_BYTES + placed.at + BODY_STORED_AT + cache.len();
         let lsn = batch
             .lsn()
             .after(u64::try_from(stored_at).expect("inside a frame"));
-        let len = u32::try_from(body.stored.len()).expect("below large_bytes");
-        let memory = Some(body.stored.clone());
-        (
-            placed.at,
-            self.bodies.add(memory, lsn, len, body.summary.stored_crc),
-        )
+        let len = u32::try_from(stored.len()).expect("below large_bytes");
+        let memory = Some(stored.clone());
+        (placed.at, self.bodies.add(memory, lsn, len, stored_crc))
     }
 
     /// Records that make an absent user and its first mailboxes.
-    fn encode_creation(
+    pub(super) fn encode_creation(
         &mut self,
         now: Now,
         index: usize,
-        recipient: &Recipient,
+        name: &[u8],
         entries: &mut SmallVec<[Entry; 1]>,
     ) {
         let epoch = self.epoch;
@@ -142,7 +149,7 @@ impl<I: Io> Shard<I> {
         let tail = &mut live.tail;
         tail.existence = Existence::Created;
         let modseq = next_modseq(tail, epoch);
-        let name = Bytes::copy_from_slice(recipient.user.name());
+        let name = Bytes::copy_from_slice(name);
         let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let slot = tail.next_slot;
         assert_eq!(slot, FIRST_SLOT, "an absent user has no runs");
@@ -163,7 +170,7 @@ impl<I: Io> Shard<I> {
             };
             run.encode(seed, tail.next_slot, &mut runs);
             tail.next_slot += u32::try_from(run.encoded_len() / SLOT).expect("a short name");
-            apply_mailbox(tail, &run);
+            tail.add_mailbox(&run, Stand::Coming);
         }
         let head = self.head(index, MailboxId::new(0), modseq, 0, Group::GoesOn);
         self.record(&head, |encoder, head| encoder.user_create(head, &name));
@@ -185,8 +192,95 @@ impl<I: Io> Shard<I> {
         });
     }
 
+    /// A record for those of the keywords that a mailbox does not have yet; gives the bits of all
+    /// of them. Words for which there is no bit are left out: who must not lose them asked before.
+    pub(super) fn encode_keywords(
+        &mut self,
+        index: usize,
+        mailbox: MailboxId,
+        words: &[Arc<str>],
+        modseq: Option<Modseq>,
+        entries: &mut SmallVec<[Entry; 1]>,
+    ) -> u64 {
+        if words.is_empty() {
+            return 0;
+        }
+        let epoch = self.epoch;
+        let lsn = self.log.open_batch_mut().expect("room was made").lsn();
+        let user = self.users.get_mut(index);
+        let (hash, live) = (user.hash, user.live_mut().expect("decided: it is there"));
+        let tail = &mut live.tail;
+        let (slot, generation) = (tail.next_slot, tail.generation);
+        let seed = Seed {
+            user: hash,
+            generation,
+        };
+        let known = tail.mailbox(mailbox).expect("decided: it exists");
+        let fresh = words.iter().any(|word| known.keyword_bit(word).is_none());
+        let modseq = match modseq {
+            Some(modseq) => modseq,
+            None if fresh => next_modseq(tail, epoch),
+            None => Modseq::new(tail.modseq),
+        };
+        let mut next_slot = slot;
+        let mut runs = Vec::new();
+        let mut bits = 0;
+        let known = tail.mailbox_mut(mailbox).expect("decided: it exists");
+        for word in words {
+            let bit = known.keyword_bit(word).or_else(|| {
+                let bit = u8::try_from(known.keywords.len()).ok()?;
+                if usize::from(bit) >= KEYWORDS_MAX {
+                    return None;
+                }
+                let run = Keyword {
+                    mailbox,
+                    bit,
+                    modseq,
+                    lsn,
+                    name: word,
+                };
+                run.encode(seed, next_slot, &mut runs);
+                next_slot += u32::try_from(run.encoded_len() / SLOT).expect("a short word");
+                known.keywords.push(Arc::clone(word));
+                Some(bit)
+            });
+            bits |= bit.map_or(0, |bit| 1 << bit);
+        }
+        tail.next_slot = next_slot;
+        if !runs.is_empty() {
+            let at = RunsAt {
+                user: index,
+                mailbox,
+                kind: RecordType::Keyword,
+                slot,
+                modseq,
+                group: Group::GoesOn,
+            };
+            self.encode_runs(&at, runs, entries);
+        }
+        bits
+    }
+
+    /// A record of runs, sealed for their slots.
+    pub(super) fn encode_runs(
+        &mut self,
+        at: &RunsAt,
+        runs: Vec<u8>,
+        entries: &mut SmallVec<[Entry; 1]>,
+    ) {
+        let live = self.users.get(at.user).live();
+        let generation = live.map_or(1, |live| live.tail.generation);
+        let mut head = self.head(at.user, at.mailbox, at.modseq, at.slot, at.group);
+        head.generation = generation;
+        self.record(&head, |encoder, head| encoder.runs(head, at.kind, &runs));
+        entries.push(Entry {
+            slot: at.slot,
+            what: What::Runs(Bytes::from(runs)),
+        });
+    }
+
     /// A record's header at the next place of its partition.
-    fn head(
+    pub(super) fn head(
         &mut self,
         user: usize,
         mailbox: MailboxId,
@@ -214,7 +308,11 @@ impl<I: Io> Shard<I> {
     }
 
     /// Encodes one record and moves its partition on.
-    fn record(&mut self, head: &Head, encode: impl FnOnce(&mut Encoder<'_>, &Head) -> Placed) {
+    pub(super) fn record(
+        &mut self,
+        head: &Head,
+        encode: impl FnOnce(&mut Encoder<'_>, &Head) -> Placed,
+    ) {
         let batch = self.log.open_batch_mut().expect("room was made");
         let placed = batch.encode(|encoder| encode(encoder, head));
         let (partition, pseq, chain) = (head.partition, head.pseq, placed.chain);
@@ -237,8 +335,7 @@ impl<I: Io> Shard<I> {
     ) -> (Uid, Modseq) {
         let summary = &body.summary;
         let stored_len = u32::try_from(summary.stored_len).expect("below large_bytes");
-        let segment_max = self.config.segment_bytes_max;
-        let reserved = self.reserve(one, &body.cache);
+        let reserved = self.reserve(one, &body.cache, summary);
         let Reserved {
             uid,
             modseq,
@@ -258,7 +355,8 @@ impl<I: Io> Shard<I> {
         };
         let prefix = mbox::prefix(one.sender, one.recipient.internal_date, &line);
         let bytes = u64::try_from(prefix.len()).expect("short") + u64::from(stored_len) + 1;
-        let (segment, offset) = self.reserve_bytes(one, bytes, segment_max);
+        let place = (one.user, one.recipient.mailbox);
+        let (segment, offset) = self.reserve_bytes(place, bytes);
         let mut msg = message(one, summary, &reserved);
         msg.segment = segment;
         msg.offset = offset;
@@ -297,7 +395,7 @@ impl<I: Io> Shard<I> {
         segment: u32,
         entries: &mut SmallVec<[Entry; 1]>,
     ) -> (Uid, Modseq) {
-        let reserved = self.reserve(one, &staged.cache);
+        let reserved = self.reserve(one, &staged.cache, &staged.summary);
         let Reserved {
             uid, modseq, slot, ..
         } = reserved;
@@ -339,7 +437,7 @@ impl<I: Io> Shard<I> {
         head
     }
 
-    fn seal_run(
+    pub(super) fn seal_run(
         &self,
         user: usize,
         msg: &Msg,
@@ -354,49 +452,27 @@ impl<I: Io> Shard<I> {
     }
 
     /// Takes the next uid, modseq and slots of a recipient.
-    fn reserve(&mut self, one: &One<'_>, cache: &Bytes) -> Reserved {
+    fn reserve(&mut self, one: &One<'_>, cache: &Bytes, summary: &Summary) -> Reserved {
         let epoch = self.epoch;
-        let slots = (MSG_FIXED_BYTES + cache.len()) / SLOT;
-        let live = self
-            .users
-            .get_mut(one.user)
-            .live_mut()
-            .expect("decided: store");
-        let tail = &mut live.tail;
+        let live = self.users.get_mut(one.user).live_mut();
+        let tail = &mut live.expect("decided: store").tail;
         let modseq = next_modseq(tail, epoch);
-        let (slot, generation) = (tail.next_slot, tail.generation);
-        tail.next_slot += u32::try_from(slots).expect("at most 17");
-        let mailbox = tail
-            .mailbox_mut(one.recipient.mailbox)
-            .expect("decided: it exists");
-        let uid = Uid::new(mailbox.uidnext);
-        mailbox.uidnext = mailbox
-            .uidnext
-            .checked_add(1)
-            .expect("4 billion uids are used up");
-        let uidvalidity = mailbox.uidvalidity;
-        Reserved {
-            uid,
-            modseq,
-            uidvalidity,
-            slot,
-            generation,
-            lsn: one.batch_lsn,
-        }
+        let slots = (MSG_FIXED_BYTES + cache.len()) / SLOT;
+        let usage = Usage::of(summary.rfc822_size);
+        reserve_message(tail, one.recipient.mailbox, slots, usage, modseq)
     }
 
     /// Takes the next bytes of a recipient's segment, and the slots of its run.
-    fn reserve_bytes(&mut self, one: &One<'_>, bytes: u64, segment_max: u64) -> (u32, u64) {
-        let live = self
-            .users
-            .get_mut(one.user)
-            .live_mut()
-            .expect("decided: store");
+    pub(super) fn reserve_bytes(
+        &mut self,
+        (user, mailbox): (usize, MailboxId),
+        bytes: u64,
+    ) -> (u32, u64) {
+        let segment_max = self.config.segment_bytes_max;
+        let live = self.users.get_mut(user).live_mut().expect("decided: store");
         let tail = &mut live.tail;
         let next_segment = tail.next_segment;
-        let mailbox = tail
-            .mailbox_mut(one.recipient.mailbox)
-            .expect("decided: it exists");
+        let mailbox = tail.mailbox_mut(mailbox).expect("decided: it exists");
         let roll = mailbox.segment == 0 || mailbox.segment_end + bytes > segment_max;
         if roll {
             mailbox.segment = next_segment;
@@ -418,17 +494,55 @@ struct One<'a> {
     sender: &'a [u8],
     batch_lsn: Lsn,
     cache_crc: u32,
+    /// Bits of its flags' keywords.
+    keywords: u64,
     group: Group,
 }
 
+/// Where a record of runs goes.
+pub(super) struct RunsAt {
+    pub(super) user: usize,
+    pub(super) mailbox: MailboxId,
+    pub(super) kind: RecordType,
+    /// Of the first run.
+    pub(super) slot: u32,
+    pub(super) modseq: Modseq,
+    pub(super) group: Group,
+}
+
 /// What a recipient's message was given.
-struct Reserved {
-    uid: Uid,
+pub(super) struct Reserved {
+    pub(super) uid: Uid,
+    pub(super) modseq: Modseq,
+    pub(super) uidvalidity: UidValidity,
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+/// Takes the next uid and slots of a mailbox, and counts the message as on its way.
+pub(super) fn reserve_message(
+    tail: &mut Tail,
+    mailbox: MailboxId,
+    slots: usize,
+    usage: Usage,
     modseq: Modseq,
-    uidvalidity: UidValidity,
-    slot: u32,
-    generation: u32,
-    lsn: Lsn,
+) -> Reserved {
+    tail.reserved = tail.reserved.plus(usage);
+    let (slot, generation) = (tail.next_slot, tail.generation);
+    tail.next_slot += u32::try_from(slots).expect("at most 17");
+    let mailbox = tail.mailbox_mut(mailbox).expect("decided: it exists");
+    let uid = Uid::new(mailbox.uidnext);
+    mailbox.uidnext = mailbox
+        .uidnext
+        .checked_add(1)
+        .expect("4 billion uids are used up");
+    Reserved {
+        uid,
+        modseq,
+        uidvalidity: mailbox.uidvalidity,
+        slot,
+        generation,
+    }
 }
 
 /// The values of a MSG run, but for its place in a segment.
@@ -438,7 +552,7 @@ fn message(one: &One<'_>, summary: &Summary, reserved: &Reserved) -> Msg {
         mailbox: one.recipient.mailbox,
         uid: reserved.uid,
         modseq: reserved.modseq,
-        lsn: reserved.lsn,
+        lsn: one.batch_lsn,
         segment: 0,
         offset: 0,
         stored_len: u32::try_from(summary.stored_len).expect("bounded at submit"),
@@ -449,16 +563,16 @@ fn message(one: &One<'_>, summary: &Summary, reserved: &Reserved) -> Msg {
         rfc822_size: summary.rfc822_size,
         internal_date: one.recipient.internal_date,
         date_s: summary.date_s,
-        system_flags: 0,
+        system_flags: one.recipient.flags.system & SYSTEM_FLAGS,
         stored_crc: summary.stored_crc,
-        keywords: 0,
+        keywords: one.keywords,
         guid: one.recipient.guid,
         held_for: 0,
     }
 }
 
 /// RFC 7162 3.1: grows with every group; an epoch begins above all earlier ones (cluster.md 6.6).
-fn next_modseq(tail: &mut Tail, epoch: ringpost_netproto::id::Epoch) -> Modseq {
+pub(super) fn next_modseq(tail: &mut Tail, epoch: ringpost_netproto::id::Epoch) -> Modseq {
     tail.modseq = (tail.modseq + 1).max(u64::from(epoch.value()) << 40);
     Modseq::new(tail.modseq)
 }

@@ -1,22 +1,25 @@
 //! Users from disk (storage.md 8.1): list the directory, read the newest info file, fold it with
 //! what is pending. A failure concerns this user alone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::placement::UserKey;
 
 use super::Shard;
 use crate::canary::{self, Canary};
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::InfoHeader;
-use crate::index::{BadInfo, Index, InfoFile, fold};
+use crate::index::{BadInfo, DeadFile, Folded, Index, InfoFile, fold};
 use crate::io::{Done, Failed, Io, Op, RelPath};
 use crate::limits::{INFO_BYTES_MAX, SLOT_BYTES};
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::{Entry, What};
 use crate::request::{Event, Notice, Refused};
-use crate::user::{Existence, Live, State, Tail, Waiter};
+use crate::tail::Existence;
+use crate::user::{Live, State, Waiter};
 
 /// What a directory listing told.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,8 @@ pub(super) struct Listing {
     next_segment: u32,
     /// Final segment names and their sizes.
     segments: Vec<(u32, u64)>,
+    /// Of them those of one message each.
+    large: BTreeSet<DeadFile>,
     has_dir: bool,
 }
 
@@ -43,16 +48,16 @@ pub(super) struct Loading {
     /// Checkpoints ended when the file was asked for: one in between may have moved pending records
     /// into it behind our back.
     checkpoints: u64,
-    /// Who asked, for the name of a user that is not there yet.
-    key: UserKey,
+    /// The name that somebody asked for: that of a user who is not there yet.
+    name: Option<Arc<[u8]>>,
 }
 
-/// Name (if a file or record tells it), tail and index of a user.
-type Folded = (Option<Arc<[u8]>>, Tail, Index);
+/// Name of a user, if a file or record tells it.
+type Name = Option<Arc<[u8]>>;
 
 impl<I: Io> Shard<I> {
     /// Begins to load a user unless that is under way.
-    pub(super) fn start_load(&mut self, index: usize, key: &UserKey) {
+    pub(super) fn start_load(&mut self, index: usize, key: Option<&UserKey>) {
         let user = self.users.get_mut(index);
         if self.loads.contains_key(&index) {
             return;
@@ -62,7 +67,7 @@ impl<I: Io> Shard<I> {
             renames: 0,
             failed: None,
             checkpoints: 0,
-            key: key.clone(),
+            name: key.map(|key| Arc::from(key.name())),
         };
         self.loads.insert(index, loading);
         if user.live().is_some() {
@@ -183,7 +188,17 @@ impl<I: Io> Shard<I> {
                 }
                 listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
             } else if let Some(stem) = name.strip_suffix(".mbox") {
-                let segment = stem.split('.').next().and_then(hex);
+                let mut parts = stem.split('.').map(hex);
+                let segment = parts.next().flatten();
+                if let (Some(segment), Some(Some(mailbox)), Some(Some(uid)), None) =
+                    (segment, parts.next(), parts.next(), parts.next())
+                {
+                    listing.large.insert(DeadFile {
+                        segment,
+                        mailbox: MailboxId::new(mailbox),
+                        uid: Uid::new(uid),
+                    });
+                }
                 if let Some(segment) = segment {
                     listing.next_segment = listing.next_segment.max(segment.saturating_add(1));
                     listing.segments.push((segment, *bytes));
@@ -256,12 +271,18 @@ impl<I: Io> Shard<I> {
 
     /// Everything is read: fold, and let the waiters go on.
     fn loaded(&mut self, index: usize, bytes: Option<&Bytes>) {
-        let Some(Loading { listing, key, .. }) = self.loads.remove(&index) else {
+        let Some(Loading {
+            listing,
+            name: asked,
+            ..
+        }) = self.loads.remove(&index)
+        else {
             return;
         };
         match self.folded(index, bytes, &listing) {
-            Ok((name, tail, folded)) => {
+            Ok((name, folded)) => {
                 self.metrics.users_loaded += 1;
+                self.unlink_dead(index, &listing, &folded.dead);
                 // The generation that replaced them was just read whole.
                 let dir = self.users.get(index).dir();
                 for generation in listing.older {
@@ -270,16 +291,17 @@ impl<I: Io> Shard<I> {
                 }
                 let user = self.users.get_mut(index);
                 if user.name.is_none() {
-                    user.name = Some(name.unwrap_or_else(|| Arc::from(key.name())));
+                    user.name = name.or(asked);
                 }
-                let reader = user
-                    .waiting
-                    .iter()
-                    .any(|waiter| matches!(waiter, Waiter::Read(_)));
+                let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_));
+                let reader = user.waiting.iter().any(waits);
+                let Folded {
+                    tail, index: all, ..
+                } = folded;
                 match &mut user.state {
-                    State::Live(live) => live.index = Some(folded),
+                    State::Live(live) => live.index = Some(all),
                     state => {
-                        let index = reader.then_some(folded);
+                        let index = reader.then_some(all);
                         *state = State::Live(Box::new(Live { tail, index }));
                     }
                 }
@@ -300,7 +322,7 @@ impl<I: Io> Shard<I> {
         index: usize,
         bytes: Option<&Bytes>,
         listing: &Listing,
-    ) -> Result<Folded, Corrupt> {
+    ) -> Result<(Name, Folded), Corrupt> {
         let user = self.users.get(index);
         let generation = listing.generation.unwrap_or(1);
         let path = user.dir().info(generation);
@@ -336,10 +358,11 @@ impl<I: Io> Shard<I> {
         };
         let has_dir = listing.has_dir || bytes.is_some();
         let seed = user.seed(generation);
-        let (mut tail, index, ends) = fold(file.as_ref(), user.unwritten(), seed, has_dir)
+        let mut folded = fold(file.as_ref(), user.unwritten(), seed, has_dir)
             .map_err(|BadInfo { offset, reason }| bad(offset, reason))?;
+        let tail = &mut folded.tail;
         tail.next_segment = tail.next_segment.max(listing.next_segment);
-        for (segment, end) in ends {
+        for (segment, end) in folded.ends.iter().copied() {
             let found = listing
                 .segments
                 .iter()
@@ -357,7 +380,27 @@ impl<I: Io> Shard<I> {
         let name = created
             .map(|name| &name[..])
             .or(header.as_ref().map(|header| &*header.name));
-        Ok((name.map(Arc::from), tail, index))
+        Ok((name.map(Arc::from), folded))
+    }
+
+    /// Removes the files of large messages that are expunged by durable records, which a crash or a
+    /// snapshot left over. Those that a checkpoint is going to name and remove are left to it.
+    fn unlink_dead(&mut self, index: usize, listing: &Listing, dead: &[DeadFile]) {
+        let user = self.users.get(index);
+        let is_pending = |dead: &DeadFile| {
+            user.unwritten().any(|entry| match &entry.what {
+                What::Large(mail) => mail.segment == dead.segment,
+                _ => false,
+            })
+        };
+        let left = dead.iter().filter(|dead| listing.large.contains(dead));
+        let left: Vec<_> = left.filter(|dead| !is_pending(dead)).collect();
+        let dir = user.dir();
+        for dead in left {
+            let path = dir.large(dead.segment, dead.mailbox, dead.uid);
+            self.metrics.dead_files_removed += 1;
+            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+        }
     }
 
     fn load_failed(&mut self, index: usize, corrupt: Corrupt) {
@@ -378,6 +421,9 @@ impl<I: Io> Shard<I> {
                     Waiter::Read(read) => {
                         self.refuse_read(read, Refused::Repairing(Arc::clone(&corrupt)));
                     }
+                    Waiter::Change(change) => {
+                        self.refuse_change(change, Refused::Repairing(Arc::clone(&corrupt)));
+                    }
                 }
             }
         }
@@ -394,12 +440,15 @@ impl<I: Io> Shard<I> {
             let wants = match waiter {
                 Waiter::Append(append) => self.append_wants(append, index, name.as_deref()),
                 Waiter::Read(read) => self.read_wants(read, name.as_deref()),
+                Waiter::Change(change) => self.change_wants(change, name.as_deref()),
             };
             match (waiter, wants) {
                 (Waiter::Append(append), Wants::This) => self.append_user_loaded(append),
                 (Waiter::Append(append), Wants::Other) => self.append_moves(append, index),
                 (Waiter::Read(read), Wants::This) => self.run_read(read),
                 (Waiter::Read(read), Wants::Other) => self.read_moves(read),
+                (Waiter::Change(change), Wants::This) => self.change_user_loaded(change),
+                (Waiter::Change(change), Wants::Other) => self.change_moves(change),
             }
         }
         self.users.unpin(index);
@@ -413,4 +462,14 @@ pub(super) enum Wants {
     This,
     /// Another name with the same hash.
     Other,
+}
+
+impl Wants {
+    /// Whether the loaded name is the asked one; what is not known is not another.
+    pub(super) fn compare(asked: Option<&UserKey>, name: Option<&[u8]>) -> Self {
+        match (asked, name) {
+            (Some(asked), Some(name)) if asked.name() != name => Self::Other,
+            _ => Self::This,
+        }
+    }
 }

@@ -3,18 +3,24 @@
 //! A shard never blocks after it was opened, knows no clock and draws nothing at random: time and
 //! seed are arguments. It belongs to one thread. What it promises stands in the crate's docs; where
 //! each part of it lives: `append`, `encode` and `publish` (batches), `large` and `stage` (messages with a file of their
-//! own), `load` (users from disk), `read` (list and fetch), `checkpoint`, `open` (recovery).
+//! own), `change` (flags, expunge, copy, mailboxes), `load` (users from disk), `read`, `fetch`,
+//! `feed` and `snapshot`, `checkpoint`, `open` (recovery).
 //! Descends from the thesis's work list and operation threads (3.1.3.1, 3.1.3.2).
 
 mod append;
+mod change;
 mod checkpoint;
 mod encode;
+mod feed;
+mod fetch;
 mod large;
 mod load;
 mod open;
 mod partitions;
 mod publish;
 mod read;
+mod room;
+mod snapshot;
 mod stage;
 mod writes;
 
@@ -43,11 +49,15 @@ use crate::request::{
 use crate::user::Users;
 
 use append::{Append, Mark, Part};
+use change::Change;
 use checkpoint::Checkpoint;
+use feed::Watch;
+use fetch::Fetch;
 use large::LargeStep;
 use load::Loading;
 use partitions::Partitions;
-use read::Read;
+use read::{Page, Read, Wanted};
+use snapshot::Snapshots;
 use stage::Stages;
 
 /// How often free space is looked at, ns.
@@ -143,7 +153,15 @@ pub struct Shard<I: Io> {
     ready: VecDeque<usize>,
     larges: Slab<LargeStep>,
     stages: Stages,
+    changes: Slab<Change>,
+    /// Changes that have their user's turn and something to be decided or encoded, in order.
+    turns: VecDeque<usize>,
     reads: Slab<Read>,
+    snapshots: Snapshots,
+    /// By ticket.
+    watches: BTreeMap<u64, Watch>,
+    /// Users whose mailboxes recovery found changed, while they are being read.
+    unfolded: Vec<usize>,
     /// Users being loaded, by index.
     loads: BTreeMap<usize, Loading>,
     index_bytes: u64,
@@ -197,7 +215,7 @@ impl<I: Io> Shard<I> {
             return Err(Refused::Busy(BusyReason::Tickets));
         }
         let ticket = Ticket(self.tickets_issued);
-        let answered = !matches!(request, Request::StageDrop { .. });
+        let answered = request.is_answered();
         self.tickets_issued += 1;
         self.tickets_open += u64::from(answered);
         let taken = self.dispatch(now, ticket, request);
@@ -229,14 +247,15 @@ impl<I: Io> Shard<I> {
                 self.stage_finish(ticket, stage, *summary, cache, guid)?;
             }
             Request::StageDrop { stage } => self.stage_drop(stage),
-            Request::Mailboxes { user } => self.submit_mailboxes(ticket, &user)?,
+            Request::Mailboxes { user } => self.submit_read(ticket, &user, Wanted::Mailboxes)?,
             Request::List {
                 user,
                 mailbox,
                 after,
                 entries_max,
             } => {
-                self.submit_list(ticket, &user, mailbox, after, entries_max)?;
+                let page = Page::new(mailbox, after, entries_max);
+                self.submit_read(ticket, &user, Wanted::List(page))?;
             }
             Request::Fetch {
                 user,
@@ -245,10 +264,68 @@ impl<I: Io> Shard<I> {
                 stored_offset,
                 bytes_max,
             } => {
-                self.submit_fetch(ticket, &user, mailbox, uid, (stored_offset, bytes_max))?;
+                let fetch = Fetch::new((mailbox, uid), None, stored_offset, bytes_max);
+                self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
             }
             Request::Checkpoint => self.checkpoint.ask(ticket),
-            Request::Drain => self.phase = Phase::Draining(ticket),
+            Request::Drain => {
+                self.phase = Phase::Draining(ticket);
+                self.refuse_watches();
+            }
+            other => return self.dispatch_mailbox(now, ticket, other),
+        }
+        Ok(())
+    }
+
+    /// The requests of mail clients.
+    fn dispatch_mailbox(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        request: Request,
+    ) -> Result<(), Refused> {
+        match request {
+            Request::Changes {
+                user,
+                mailbox,
+                since,
+                after,
+                entries_max,
+            } => {
+                let page = Page::new(mailbox, after, entries_max);
+                let since = since.value();
+                self.submit_read(ticket, &user, Wanted::Changes { page, since })?;
+            }
+            Request::Watch {
+                user,
+                mailbox,
+                since,
+            } => {
+                self.accepts_mail()?;
+                self.admit_watch()?;
+                let since = since.value();
+                self.submit_read(ticket, &user, Wanted::Watch { mailbox, since })?;
+            }
+            Request::Unwatch { watch } => self.unwatch(watch),
+            Request::SnapshotOpen { user, mailbox } => {
+                self.submit_read(ticket, &user, Wanted::Snapshot(mailbox))?;
+            }
+            Request::SnapshotList {
+                snapshot,
+                after,
+                entries_max,
+            } => self.list_snapshot(ticket, snapshot, after, entries_max),
+            Request::SnapshotFetch {
+                snapshot,
+                uid,
+                stored_offset,
+                bytes_max,
+            } => self.fetch_snapshot(ticket, snapshot, uid, (stored_offset, bytes_max))?,
+            Request::SnapshotClose { snapshot } => self.close_snapshot(snapshot),
+            other => {
+                let (user, wish) = change::wish_of(other);
+                self.submit_change(now, ticket, user, wish)?;
+            }
         }
         Ok(())
     }
@@ -286,6 +363,7 @@ impl<I: Io> Shard<I> {
             self.ended = ended;
             if self.phase != Phase::Stopped {
                 self.publish(now);
+                self.place_changes(now);
                 self.place_ready(now);
                 let (ops, positions) = (&mut self.ops, &mut self.positions);
                 self.log.seal(ops, positions, &mut self.metrics, now, seal);
@@ -314,9 +392,9 @@ impl<I: Io> Shard<I> {
         let checkpoint = self
             .checkpoint
             .due(self.config.checkpoint_interval_ns, dirty);
-        let busy = dirty || !self.appends.is_empty() || self.space.refused;
+        let busy = dirty || self.has_work() || self.space.refused;
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
-        [unsent, noop, refusal, checkpoint, space]
+        [unsent, noop, refusal, self.changes_due(), checkpoint, space]
             .into_iter()
             .flatten()
             .min()
@@ -367,6 +445,7 @@ impl<I: Io> Shard<I> {
             Purpose::Stage(stage) => self.stage_step(stage, result)?,
             Purpose::Large(index) => self.large_step(index, result)?,
             Purpose::Fetch(index) => self.fetch_step(index, result),
+            Purpose::Copy(index, place) => self.copy_step(index, place, result)?,
             Purpose::Space => self.space_looked(now, result),
             Purpose::Tidy => {}
             Purpose::Opening => unreachable!("the shard is open"),
@@ -393,7 +472,7 @@ impl<I: Io> Shard<I> {
             .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
         let look = self.space.looking == Looking::No
             && now.monotonic >= self.space.looked_at.after(SPACE_INTERVAL_NS)
-            && (!self.dirty.is_empty() || !self.appends.is_empty() || self.space.refused);
+            && (!self.dirty.is_empty() || self.has_work() || self.space.refused);
         if look {
             self.space.looking = Looking::Yes;
             self.ops.start(Op::FreeSpace, Purpose::Space);
@@ -411,6 +490,8 @@ impl<I: Io> Shard<I> {
         self.metrics.users_resident = u64::try_from(self.users.len()).unwrap_or(u64::MAX);
         self.metrics.index_bytes = self.index_bytes;
         self.metrics.tickets = self.tickets_open;
+        self.metrics.snapshots = u64::try_from(self.snapshots.count()).unwrap_or(u64::MAX);
+        self.metrics.watches = u64::try_from(self.watches.len()).unwrap_or(u64::MAX);
         self.metrics.oldest_append_ns = self.oldest_append_ns(now);
         self.metrics.disk_free_bytes = self.space.free_bytes;
     }
@@ -482,13 +563,23 @@ impl<I: Io> Shard<I> {
         }
         self.phase = Phase::Stopped;
         self.refuse_appends();
+        self.refuse_changes();
         self.refuse_reads();
+        self.refuse_watches();
         self.refuse_stages();
         self.events.push(Event::Fatal(fatal));
     }
 }
 
 impl Request {
+    /// Whether an event answers it.
+    fn is_answered(&self) -> bool {
+        !matches!(
+            self,
+            Self::StageDrop { .. } | Self::Unwatch { .. } | Self::SnapshotClose { .. }
+        )
+    }
+
     /// Whether it brings new mail.
     fn is_mail(&self) -> bool {
         matches!(

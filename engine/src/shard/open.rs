@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use super::append::seconds;
 use super::checkpoint::{Checkpoint, NewFile, sealed};
 use super::partitions::Partitions;
+use super::snapshot::Snapshots;
 use super::stage::Stages;
 use super::{Looking, Phase, Shard, ShardIdentity, Space};
 use crate::canary::{self, Canary};
@@ -40,7 +41,7 @@ use crate::ops::{Ops, unreachable_done};
 use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, What};
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
-use crate::user::Users;
+use crate::user::{Lag, Users};
 use ringpost_netproto::placement::core_of;
 
 impl<I: Io> Shard<I> {
@@ -144,7 +145,12 @@ impl<I: Io> Shard<I> {
             ready: std::collections::VecDeque::new(),
             larges: Slab::new(),
             stages: Stages::default(),
+            changes: Slab::new(),
+            turns: std::collections::VecDeque::new(),
             reads: Slab::new(),
+            snapshots: Snapshots::default(),
+            watches: BTreeMap::new(),
+            unfolded: Vec::new(),
             loads: BTreeMap::new(),
             index_bytes: 0,
             checkpoint: Checkpoint::new(
@@ -174,8 +180,24 @@ impl<I: Io> Shard<I> {
         };
         let space = shard.ops.run(Op::FreeSpace);
         shard.space_looked(now, space);
+        shard.load_unfolded();
         shard.gauges(now);
         Ok(shard)
+    }
+
+    /// Begins to read the users whose mailboxes changed since the checkpoint: what `folders` will
+    /// say takes their whole index. Those that were made since tell it themselves.
+    fn load_unfolded(&mut self) {
+        for index in self.dirty.clone() {
+            let user = self.users.get(index);
+            let made = user
+                .unwritten()
+                .any(|entry| matches!(entry.what, What::Create { .. }));
+            if !made && user.folders == Lag::Yes {
+                self.unfolded.push(index);
+                self.start_load(index, None);
+            }
+        }
     }
 
     /// The deliveries remembered, oldest first: for a change of the number of logs, once drained.
@@ -571,6 +593,9 @@ impl Redo {
         }
         if let What::Swap(swap) = &what {
             self.records -= swap.carry(&mut user.pending);
+        }
+        if let Payload::Mailbox(_) = &record.payload {
+            user.folders = Lag::Yes;
         }
         if head.generation > 0 {
             user.redo_generation = head.generation;

@@ -5,14 +5,16 @@ use ringpost_netproto::id::{MailboxId, Uid};
 use smallvec::SmallVec;
 
 use super::Shard;
-use super::append::{DecidedKind, Mark, Part};
-use crate::format::info::MsgFixed;
-use crate::index::count_visible;
+use super::append::{Decided, DecidedKind, Mark, Part, PartOf};
+use crate::format::Reserved;
+use crate::format::info::{MsgFixed, Run, Runs, Seed};
+use crate::index::{DeadFile, Index, apply_run};
 use crate::io::Io;
 use crate::pending::{Entry, What};
 use crate::position::DurableTo;
 use crate::request::{Event, Now, Outcome};
-use crate::user::State;
+use crate::tail::Usage;
+use crate::user::{Lag, Live, State};
 
 impl<I: Io> Shard<I> {
     /// Frames that became durable: their records are published, then their appends answered.
@@ -37,8 +39,21 @@ impl<I: Io> Shard<I> {
                 .advance(partition, pseq, chain, self.epoch);
         }
         self.dedupe_durable = self.dedupe_durable.max(part.dedupe_next);
-        for decided in part.done {
-            let Some(append) = self.appends.get_mut(part.append) else {
+        match part.of {
+            PartOf::Append(append, done) => self.publish_append(now, append, done, durable),
+            PartOf::Change(change, entries) => self.publish_change(change, entries),
+        }
+    }
+
+    fn publish_append(
+        &mut self,
+        now: Now,
+        index: usize,
+        done: SmallVec<[Decided; 1]>,
+        durable: DurableTo,
+    ) {
+        for decided in done {
+            let Some(append) = self.appends.get_mut(index) else {
                 continue;
             };
             let user = *append
@@ -58,10 +73,10 @@ impl<I: Io> Shard<I> {
             }
             self.publish_entries(user, decided.entries);
         }
-        if let Some(append) = self.appends.get_mut(part.append) {
+        if let Some(append) = self.appends.get_mut(index) {
             append.parts -= 1;
         }
-        self.finish_if_decided(now, part.append);
+        self.finish_if_decided(now, index);
     }
 
     /// Makes durable entries visible to readers and known to the next checkpoint.
@@ -73,24 +88,35 @@ impl<I: Io> Shard<I> {
         if user.pending.is_empty() {
             self.dirty.push(index);
         }
+        let hash = user.hash;
+        let mut folders = Lag::No;
         if let State::Live(live) = &mut user.state {
+            let seed = Seed {
+                user: hash,
+                generation: live.tail.generation,
+            };
+            let mut dead = Vec::new();
+            let bytes = |live: &Live| live.index.as_ref().map_or(0, Index::bytes);
+            let before = bytes(live);
             for entry in &entries {
-                let Some((mailbox, uid, head, cache)) = message_of(entry) else {
-                    continue;
-                };
-                let msg =
-                    MsgFixed::read(head).and_then(|f| f.values(crate::format::Reserved::Unknown));
-                if let (Ok(msg), Some(tail)) = (msg, live.tail.mailbox_mut(mailbox)) {
-                    count_visible(tail, &msg);
-                }
-                if let Some(index) = &mut live.index {
-                    let before = index.bytes();
-                    index.push(mailbox, uid, head.clone(), cache.clone());
-                    self.index_bytes += index.bytes() - before;
+                if show(live, entry, seed, &mut dead) == Lag::Yes {
+                    folders = Lag::Yes;
                 }
             }
+            self.index_bytes = self.index_bytes + bytes(live) - before;
+            if !dead.is_empty() {
+                user.pending.push(Entry {
+                    slot: 0,
+                    what: What::Dead(dead.into_boxed_slice()),
+                });
+                self.pending_records += 1;
+            }
+        }
+        if folders == Lag::Yes {
+            user.folders = Lag::Yes;
         }
         user.pending.extend(entries);
+        self.wake_watches(index);
     }
 
     pub(super) fn set_outcome(&mut self, index: usize, recipient: usize, outcome: Outcome) {
@@ -131,11 +157,36 @@ impl<I: Io> Shard<I> {
     }
 }
 
+/// Shows readers what an entry says; gives whether it changes mailboxes.
+fn show(live: &mut Live, entry: &Entry, seed: Seed, dead: &mut Vec<DeadFile>) -> Lag {
+    let mut folders = Lag::No;
+    if let What::Runs(runs) = &entry.what {
+        for run in Runs::new(runs, seed, entry.slot).reserved(Reserved::Unknown) {
+            let run = run.run.expect("encoded by this shard");
+            if let Run::Mailbox(_) = &run {
+                folders = Lag::Yes;
+            }
+            apply_run(&mut live.tail, live.index.as_mut(), &run, dead);
+        }
+    }
+    let Some((_, _, head, cache)) = message_of(entry) else {
+        return folders;
+    };
+    let msg = MsgFixed::read(head).and_then(|fixed| fixed.values(Reserved::Unknown));
+    let msg = msg.expect("encoded by this shard");
+    live.tail.count_in(&msg);
+    live.tail.reserved = live.tail.reserved.minus(Usage::of(msg.rfc822_size));
+    if let Some(index) = &mut live.index {
+        index.push(&msg, head.clone(), cache.clone());
+    }
+    folders
+}
+
 /// Mailbox, uid, head and cache of an entry that is a message.
 pub(super) fn message_of(entry: &Entry) -> Option<(MailboxId, Uid, &Bytes, &Bytes)> {
     match &entry.what {
         What::Small(mail) => Some((mail.mailbox, mail.uid, &mail.head, &mail.cache)),
         What::Large(mail) => Some((mail.mailbox, mail.uid, &mail.head, &mail.cache)),
-        What::Create { .. } | What::Runs(_) | What::Swap(_) => None,
+        What::Create { .. } | What::Runs(_) | What::Swap(_) | What::Dead(_) => None,
     }
 }

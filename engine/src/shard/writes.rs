@@ -1,19 +1,24 @@
-//! What a checkpoint writes for one user (storage.md 5): segments, then the index, then the text copy
-//! of its mailboxes. All places come from the records, so that writing them again is harmless.
+//! What a checkpoint writes for one user (storage.md 5): segments, names and ends of large files, then
+//! the index, then the text copy of its mailboxes. All places come from the records, so that writing
+//! them again is harmless.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ringpost_netproto::id::WallNs;
+use ringpost_netproto::id::{MailboxId, Uid, WallNs};
 
 use crate::canary::{self, Canary};
 use crate::format::folders::{Folder, Folders};
-use crate::format::info::{InfoHeader, MSG_FIXED_BYTES, Mailbox, Run, Runs};
+use crate::format::info::{ChangeKind, InfoHeader, MSG_FIXED_BYTES, MailboxOp, Run, Runs};
 use crate::format::{Reserved, Version};
+use crate::index::DeadFile;
 use crate::io::{Piece, RelPath, Step, Work, WorkSync};
-use crate::pending::{Entry, PendingBody, What};
+use crate::log::Log;
+use crate::pending::{PendingBody, What};
 use crate::position::Lsn;
-use crate::user::User;
+use crate::request::UidRange;
+use crate::tail::{Existence, MailboxTail, Tail};
+use crate::user::{Lag, User};
 
 /// The writes into segments as a work that is never synced, if that bug is planted.
 pub(super) fn planted(steps: Vec<Step>) -> (Vec<Step>, Option<Work>) {
@@ -43,30 +48,69 @@ pub(super) fn step_bytes(step: &Step) -> u64 {
     pieces.iter().map(Piece::len).sum()
 }
 
-/// The writes of one user.
-pub(super) struct Steps<'a, G> {
-    pub(super) log: &'a crate::log::Log<G>,
-    pub(super) user: &'a User,
+/// What a checkpoint does for one user.
+pub(super) struct Todo {
+    pub(super) steps: Vec<Step>,
+    /// Dead files that a snapshot needs: to be removed when it is closed.
+    pub(super) kept: Vec<DeadFile>,
 }
 
-impl<G> Steps<'_, G> {
-    /// All of them, in order.
-    pub(super) fn all(&self) -> Vec<Step> {
+/// The writes of one user.
+pub(super) struct Steps<'a, G> {
+    log: &'a Log<G>,
+    user: &'a User,
+    /// Messages that the frozen records themselves expunge, and mailboxes that they remove.
+    gone: Gone,
+}
+
+/// What frozen records make dead.
+#[derive(Default)]
+struct Gone {
+    ranges: Vec<(MailboxId, UidRange)>,
+    mailboxes: Vec<MailboxId>,
+}
+
+impl Gone {
+    fn has(&self, mailbox: MailboxId, uid: Uid) -> bool {
+        let in_range = |(of, range): &(MailboxId, UidRange)| *of == mailbox && range.contains(uid);
+        self.mailboxes.contains(&mailbox) || self.ranges.iter().any(in_range)
+    }
+}
+
+impl<'a, G> Steps<'a, G> {
+    pub(super) fn new(log: &'a Log<G>, user: &'a User) -> Self {
+        let mut steps = Self {
+            log,
+            user,
+            gone: Gone::default(),
+        };
+        let mut gone = Gone::default();
+        steps.each_run(|run| match run {
+            Run::Change(change) if change.kind == ChangeKind::Expunge => {
+                let range = UidRange {
+                    low: change.uid_low.value(),
+                    high: change.uid_high.value(),
+                };
+                gone.ranges.push((change.mailbox, range));
+            }
+            Run::Mailbox(run) if run.op == MailboxOp::Delete => gone.mailboxes.push(run.mailbox),
+            _ => {}
+        });
+        steps.gone = gone;
+        steps
+    }
+
+    pub(super) fn all(&self) -> Todo {
         let dir = self.user.dir();
         let mut steps = Vec::new();
+        let mut kept = Vec::new();
         let created = self.created();
         if created.is_some() {
             steps.push(Step::MakeDir(dir.clone()));
         }
         self.swaps(&dir, &mut steps);
         self.segments(&dir, &mut steps);
-        for entry in &self.user.frozen {
-            if let What::Large(mail) = &entry.what {
-                let from = dir.segment_part(mail.segment);
-                let to = dir.large(mail.segment, mail.mailbox, mail.uid);
-                steps.push(Step::Rename { from, to });
-            }
-        }
+        self.large(&dir, &mut steps, &mut kept);
         self.info(&dir, created, &mut steps);
         if let Some(data) = self.folders() {
             let path = dir.folders();
@@ -81,7 +125,48 @@ impl<G> Steps<'_, G> {
                 Step::Replace { path, data }
             });
         }
-        steps
+        Todo { steps, kept }
+    }
+
+    /// Names for large messages, and the end of those that are expunged: their records are durable,
+    /// which is all the evidence an unlink needs. A message that came and went since the last
+    /// checkpoint gets no name: were the checkpoint done again after a crash, there would be nothing
+    /// left to rename.
+    fn large(&self, dir: &RelPath, steps: &mut Vec<Step>, kept: &mut Vec<DeadFile>) {
+        for entry in &self.user.frozen {
+            match &entry.what {
+                What::Large(mail) => {
+                    let from = dir.segment_part(mail.segment);
+                    let to = dir.large(mail.segment, mail.mailbox, mail.uid);
+                    let gone = self.gone.has(mail.mailbox, mail.uid);
+                    let pinned = self.user.is_pinned(mail.segment);
+                    if gone && !pinned {
+                        steps.push(Step::Unlink(from));
+                        steps.push(Step::Unlink(to));
+                    } else {
+                        steps.push(Step::Rename { from, to });
+                    }
+                    if gone && pinned {
+                        kept.push(DeadFile {
+                            segment: mail.segment,
+                            mailbox: mail.mailbox,
+                            uid: mail.uid,
+                        });
+                    }
+                }
+                What::Dead(files) => {
+                    for dead in files {
+                        if self.user.is_pinned(dead.segment) {
+                            kept.push(*dead);
+                        } else {
+                            let path = dir.large(dead.segment, dead.mailbox, dead.uid);
+                            steps.push(Step::Unlink(path));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     /// The names of a new generation: before any write that would make a file of that name.
@@ -198,34 +283,32 @@ impl<G> Steps<'_, G> {
         }
     }
 
-    /// The mailbox runs in this checkpoint.
-    fn mailbox_runs(&self) -> impl Iterator<Item = Mailbox<'_>> {
+    /// Calls with each run in this checkpoint that is no message.
+    fn each_run(&self, mut with: impl FnMut(&Run<'_>)) {
         let seed = self.user.seed(self.user.generation());
-        let runs = self
-            .user
-            .frozen
-            .iter()
-            .filter_map(|entry: &Entry| match &entry.what {
-                What::Runs(runs) => Some((runs, entry.slot)),
-                _ => None,
-            });
-        runs.flat_map(move |(bytes, slot)| Runs::new(bytes, seed, slot).reserved(Reserved::Unknown))
-            .filter_map(|run| match run.run {
-                Ok(Run::Mailbox(mailbox)) => Some(mailbox),
-                _ => None,
-            })
+        for entry in &self.user.frozen {
+            if let What::Runs(bytes) = &entry.what {
+                let runs = Runs::new(bytes, seed, entry.slot).reserved(Reserved::Unknown);
+                for run in runs.filter_map(|run| run.run.ok()) {
+                    with(&run);
+                }
+            }
+        }
     }
 
     /// The header of a new user: made of what its records say alone, so that redo writes the same.
     fn header(&self, name: &Bytes, lsn: Lsn) -> Bytes {
+        let mut created_at = None;
+        self.each_run(|run| {
+            if let Run::Mailbox(run) = run {
+                created_at.get_or_insert(run.time);
+            }
+        });
         let header = InfoHeader {
             user: self.user.hash,
             ordinal: self.user.ordinal,
             generation: 1,
-            created_at: self
-                .mailbox_runs()
-                .next()
-                .map_or(WallNs::new(0), |run| run.time),
+            created_at: created_at.unwrap_or(WallNs::new(0)),
             base_lsn: lsn,
             base_modseq: 0,
             tombstones_from: 0,
@@ -237,35 +320,34 @@ impl<G> Steps<'_, G> {
         Bytes::copy_from_slice(&header.seal())
     }
 
-    /// The text copy of the mailboxes, if this checkpoint changes them.
+    /// The text copy of the mailboxes, if this checkpoint changes them. Of a user in memory it may
+    /// be ahead of the checkpoint, never of what is durable.
     fn folders(&self) -> Option<Bytes> {
-        self.mailbox_runs().next()?;
-        let (name, mailboxes) = match (self.created(), self.user.live()) {
-            (Some((name, _)), _) => {
-                let folder = |run: Mailbox<'_>| Folder {
-                    mailbox: run.mailbox,
-                    uidvalidity: run.uidvalidity,
-                    name: run.name.to_owned(),
-                };
-                (name.to_vec(), self.mailbox_runs().map(folder).collect())
+        if self.user.frozen_folders == Lag::No {
+            return None;
+        }
+        let mut changed = Tail::blank(Existence::Created, true);
+        self.each_run(|run| {
+            if let Run::Mailbox(run) = run {
+                changed.apply_mailbox(run);
             }
-            (None, Some(live)) => {
-                let folder = |tail: &crate::user::MailboxTail| Folder {
-                    mailbox: tail.mailbox,
-                    uidvalidity: tail.uidvalidity,
-                    name: tail.name.to_string(),
-                };
-                let name = self.user.name.as_ref()?.to_vec();
-                (name, live.tail.mailboxes.iter().map(folder).collect())
-            }
+        });
+        let (name, tail) = match (self.user.live(), self.created()) {
+            (Some(live), _) => (self.user.name.as_ref()?.to_vec(), &live.tail),
+            (None, Some((name, _))) => (name.to_vec(), &changed),
             (None, None) => return None,
         };
-        Some(Bytes::from(
-            Folders {
-                user: name,
-                mailboxes,
-            }
-            .encode(),
-        ))
+        let folder = |tail: &MailboxTail| Folder {
+            mailbox: tail.mailbox,
+            uidvalidity: tail.uidvalidity,
+            name: tail.name.to_string(),
+        };
+        let mut mailboxes: Vec<_> = tail.visible().map(folder).collect();
+        mailboxes.sort_by_key(|folder| folder.mailbox);
+        let folders = Folders {
+            user: name,
+            mailboxes,
+        };
+        Some(Bytes::from(folders.encode()))
     }
 }

@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part of the kit; an expect would fail in the others"
 )]
 
+pub(crate) mod client;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -19,8 +21,8 @@ use ringpost_engine::large::StagedBody;
 use ringpost_engine::mbox::{View, restore};
 use ringpost_engine::prepare::{PrepareOptions, PreparedBody, Preparer, Push};
 use ringpost_engine::request::{
-    AppendGroup, Body, Dedupe, Event, Fetched, ListPage, MonotonicNs, Now, Origin, Outcome,
-    Recipient, Refused, Request, StageId, Ticket,
+    AppendGroup, Body, Dedupe, Event, Fetched, Flags, ListPage, MonotonicNs, Now, Origin, Outcome,
+    QuotaLimits, Recipient, Refused, Request, StageId, Ticket,
 };
 use ringpost_engine::{Shard, ShardIdentity};
 use ringpost_netproto::id::{Guid, MailboxId, NodeId, PartitionId, Uid, WallNs};
@@ -163,6 +165,8 @@ impl Bench {
             guid: guid(number),
             dedupe: Dedupe::Yes,
             internal_date: WallNs::new(WALL + number * 1_000_000_000),
+            flags: Flags::default(),
+            quota: QuotaLimits::default(),
         };
         AppendGroup {
             body,
@@ -350,6 +354,12 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::Mailboxes { ticket, .. }
         | Event::Listed { ticket, .. }
         | Event::Fetched { ticket, .. }
+        | Event::FlagsStored { ticket, .. }
+        | Event::Expunged { ticket, .. }
+        | Event::Copied { ticket, .. }
+        | Event::MailboxChanged { ticket, .. }
+        | Event::Changes { ticket, .. }
+        | Event::SnapshotOpened { ticket, .. }
         | Event::Checkpointed { ticket }
         | Event::Drained { ticket } => Some(*ticket),
         _ => None,
