@@ -24,6 +24,7 @@ use crate::config::ShardConfig;
 use crate::error::{Corrupt, IoError, OpenError};
 use crate::format::Version;
 use crate::format::dedupe::{DedupeEntry, DedupeHeader};
+use crate::format::parts::PartitionState;
 use crate::format::store_file::{LOGS_MAX, STORE_BYTES_MAX, StoreFile, StoreId};
 use crate::io::{Io, RelPath};
 use crate::request::{Event, Now, Request};
@@ -163,8 +164,9 @@ impl Store {
     }
 
     /// Recovers and checkpoints every log with the old layout, so that no log holds records of
-    /// another's partition, then goes over to the new number of logs. A crash in between repeats it.
-    /// `make_io` gives an `Io` on the data directory for each log in turn.
+    /// another's partition, hands partition states and delivery ids over, then goes over to the new
+    /// number of logs. A crash in between repeats it. `make_io` gives an `Io` on the data directory
+    /// for each log in turn.
     pub fn change_layout<I: Io>(
         &mut self,
         config: &ShardConfig,
@@ -173,13 +175,22 @@ impl Store {
         mut now: impl FnMut() -> Now,
     ) -> Result<(), OpenError> {
         let mut deliveries: Vec<DedupeEntry> = Vec::new();
+        let mut states = Vec::new();
         let mut next = 0;
-        for log_id in 0..self.file.logs {
-            let identity = self.identity(log_id);
+        let mut drained = |store: &Self, log_id| -> Result<Shard<I>, OpenError> {
+            let identity = store.identity(log_id);
             let shard = Shard::open(make_io()?, identity, config.clone(), seed, now())?;
-            let shard = drain(shard, &mut now)?;
+            drain(shard, &mut now)
+        };
+        for log_id in 0..self.file.logs {
+            let shard = drained(self, log_id)?;
             next = next.max(shard.deliveries_next());
             deliveries.extend(shard.deliveries());
+            states.extend(shard.partition_states());
+        }
+        states.sort_by_key(|state: &PartitionState| state.partition);
+        for log_id in 0..self.logs_wanted.max(self.file.logs) {
+            drained(self, log_id)?.hand_over(&states)?;
         }
         deliveries.sort_by_key(|entry| entry.time_s);
         for log_id in 0..self.logs_wanted {

@@ -17,13 +17,14 @@ use ringpost_engine::check::{DirTree, check};
 use ringpost_engine::config::ShardConfig;
 use ringpost_engine::error::OpenError;
 use ringpost_engine::format::log_file::LogFileHeader;
+use ringpost_engine::format::parts::PartitionState;
 use ringpost_engine::format::store_file::{StoreFile, StoreId};
 use ringpost_engine::io::{Helpers, Io, RelPath, UringIo, UringOptions};
 use ringpost_engine::mbox::{View, restore};
 use ringpost_engine::prepare::Push;
 use ringpost_engine::request::{Body, Event, MonotonicNs, Now, Outcome, Refused, Request, Ticket};
 use ringpost_engine::store::{Store, StoreOptions};
-use ringpost_netproto::id::{Guid, MailboxId, NodeId, WallNs};
+use ringpost_netproto::id::{Guid, MailboxId, NodeId, PartitionId, WallNs};
 use ringpost_netproto::placement::core_of;
 use testkit::{Bench, KEY, guid, message, partitions, prepare, preparer, ticket_of, user};
 
@@ -517,4 +518,45 @@ fn the_size_of_log_files_changes_without_a_clean_shutdown() {
         drop(node);
         assert_eq!(sound(dir.path()), number, "{log_file_bytes}");
     }
+}
+
+#[test]
+fn partitions_keep_their_place_when_the_number_of_logs_changes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let all = || (0..partitions().value()).map(|number| u16::try_from(number).expect("few"));
+    let mut known: BTreeMap<PartitionId, PartitionState> = BTreeMap::new();
+    let mut number = 0;
+    for logs in [2, 3, 1, 3, 3, 2] {
+        let mut node = Node::start(dir.path(), logs).expect("it opens");
+        let state = |node: &Node, id| {
+            let shard = node.shards.get(core_of(id, node.shards.len()));
+            let state = shard.expect("one of them").partition(id);
+            state.expect("its own partition")
+        };
+        for id in all().map(PartitionId::new) {
+            let (now, before) = (state(&node, id), known.get(&id));
+            if let Some(before) = before {
+                assert_eq!(&now, before, "partition {id} with {logs} logs");
+            }
+        }
+        for name in USERS {
+            number += 1;
+            let outcome = node.deliver(name, number);
+            assert!(matches!(outcome, Outcome::Stored { .. }), "{outcome:?}");
+        }
+        for id in all().map(PartitionId::new) {
+            let state = state(&node, id);
+            let epochs = state.history.iter().map(|start| start.epoch);
+            assert!(
+                epochs.is_sorted()
+                    && state.history.last().map(|start| start.epoch) == Some(state.promised)
+            );
+            known.insert(id, state);
+        }
+        drop(node);
+        assert_eq!(sound(dir.path()), number, "{logs} logs");
+    }
+    let records: u64 = known.values().map(|state| state.pseq).sum();
+    let made = u64::try_from(2 * USERS.len()).expect("few");
+    assert_eq!(records, number + made, "a record per message, two per user");
 }

@@ -26,7 +26,7 @@ mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ringpost_netproto::id::{Epoch, NodeId};
+use ringpost_netproto::id::{Epoch, NodeId, PartitionId};
 use ringpost_netproto::placement::{HashKey, PartitionCount, UserKey, core_of};
 use slab::Slab;
 use smallvec::SmallVec;
@@ -90,8 +90,12 @@ impl ShardIdentity {
     }
 
     fn owns(&self, user: &UserKey) -> bool {
+        self.owns_partition(user.partition())
+    }
+
+    fn owns_partition(&self, partition: PartitionId) -> bool {
         let logs = crate::format::index(self.logs);
-        core_of(user.partition(), logs) == crate::format::index(self.log_id)
+        core_of(partition, logs) == crate::format::index(self.log_id)
     }
 }
 

@@ -42,7 +42,6 @@ use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, Wha
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
 use crate::user::{Lag, Users};
-use ringpost_netproto::placement::core_of;
 
 impl<I: Io> Shard<I> {
     /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
@@ -129,7 +128,11 @@ impl<I: Io> Shard<I> {
         let mut shard = Self {
             ops,
             identity,
-            epoch: Epoch::new(superblock.boots),
+            epoch: Epoch::new(
+                superblock
+                    .boots
+                    .max(redo.partitions.promised_max().value() + 1),
+            ),
             users: redo.users,
             log,
             positions: Positions::recovered(superblock.checkpoint_lsn, recovery.end),
@@ -198,6 +201,17 @@ impl<I: Io> Shard<I> {
                 self.start_load(index, None);
             }
         }
+    }
+
+    /// Writes the superblock over the older copy, while nothing else is in flight.
+    pub(super) fn rewrite_super(&mut self) -> Result<(), IoError> {
+        self.super_copy ^= 1;
+        write_super(
+            &mut self.ops,
+            self.super_file,
+            self.super_copy,
+            &self.superblock,
+        )
     }
 
     /// The deliveries remembered, oldest first: for a change of the number of logs, once drained.
@@ -422,7 +436,7 @@ impl Redo {
             let bytes = read_file(ops, path.clone(), bytes_max)?.unwrap_or_default();
             match parts::decode(&bytes, identity.store, log_id) {
                 Ok((sequence, states)) if sequence == superblock.parts_sequence => {
-                    self.partitions.restore(states);
+                    self.partitions.restore(identity, states);
                 }
                 Ok(_) => self.report(&path, CorruptReason::Identity),
                 Err(reason) => self.report(&path, reason),
@@ -559,9 +573,9 @@ impl Redo {
                 (head.slot, What::Large(mail), Some(file.msg))
             }
         };
-        let logs = crate::format::index(identity.logs);
-        let owner = core_of(head.partition, logs) == crate::format::index(identity.log_id);
-        if !owner || identity.partitions.partition(head.user) != head.partition {
+        if !identity.owns_partition(head.partition)
+            || identity.partitions.partition(head.user) != head.partition
+        {
             return Err(CorruptReason::Identity);
         }
         if let Some(msg) = message

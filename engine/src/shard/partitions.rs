@@ -1,18 +1,39 @@
 //! The place of each partition in its stream of records: pseq and chain (storage.md 3.6, 3.9).
 //! With one copy nobody asks; the bytes are there from the first release, so that a second copy can
 //! be added to a store without rewriting it.
+//!
+//! A partition keeps its place when the number of logs changes: before the change each log gets the
+//! states of all partitions, whoever owned them, and uses those that become its own (storage.md 6.4).
 
 use ringpost_netproto::id::{Epoch, PartitionId};
 use ringpost_netproto::placement::PartitionCount;
 
-use crate::format::parts::{EpochEnd, EpochStart, HISTORY_MAX, Health, PartitionState};
+use super::{Shard, ShardIdentity};
+use crate::error::IoError;
+use crate::format::parts::{self, EpochEnd, EpochStart, HISTORY_MAX, Health, PartitionState};
+use crate::io::{Io, Op, Piece, RelPath, Step, Work, WorkSync};
 
 /// One partition's place.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Place {
     pseq: u64,
     chain: u32,
+    /// Lower epochs are refused.
+    promised: Epoch,
+    health: Health,
     history: Vec<EpochStart>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            pseq: 0,
+            chain: 0,
+            promised: Epoch::new(0),
+            health: Health::Whole,
+            history: Vec::new(),
+        }
+    }
 }
 
 /// All partitions of the store; those of other shards stay untouched.
@@ -48,6 +69,7 @@ impl Partitions {
         };
         place.pseq = pseq;
         place.chain = chain;
+        place.promised = place.promised.max(epoch);
         if place.history.last().is_none_or(|last| last.epoch < epoch) {
             if place.history.len() >= HISTORY_MAX {
                 place.history.remove(0);
@@ -60,40 +82,107 @@ impl Partitions {
         }
     }
 
-    /// Takes the state at the checkpoint.
-    pub(super) fn restore(&mut self, states: Vec<PartitionState>) {
+    /// Takes the states at the checkpoint, of the shard's own partitions.
+    pub(super) fn restore(&mut self, identity: &ShardIdentity, states: Vec<PartitionState>) {
         for state in states {
+            if !identity.owns_partition(state.partition) {
+                continue;
+            }
             if let Some(place) = self.place(state.partition) {
                 *place = Place {
                     pseq: state.pseq,
                     chain: state.chain,
+                    promised: state.promised,
+                    health: state.health,
                     history: state.history,
                 };
             }
         }
     }
 
-    /// The state of every partition that has records.
+    /// The highest epoch that any partition has seen.
+    pub(super) fn promised_max(&self) -> Epoch {
+        let promised = self.places.iter().map(|place| place.promised);
+        promised.max().unwrap_or(Epoch::new(0))
+    }
+
+    /// The state of every partition that has records or a promise.
     pub(super) fn states(&self) -> Vec<PartitionState> {
         let states = self
             .places
             .iter()
             .enumerate()
-            .filter(|(_, place)| place.pseq > 0);
+            .filter(|(_, place)| place.pseq > 0 || place.promised > Epoch::new(0));
         states
-            .map(|(number, place)| PartitionState {
-                partition: PartitionId::new(u16::try_from(number).expect("at most 65,536")),
-                health: Health::Whole,
-                promised: place
-                    .history
-                    .last()
-                    .map_or(Epoch::new(0), |last| last.epoch),
-                chain: place.chain,
-                pseq: place.pseq,
-                commit_pseq: place.pseq,
-                oldest_pseq: place.pseq + 1,
-                history: place.history.clone(),
+            .map(|(number, place)| {
+                let number = u16::try_from(number).expect("at most 65,536");
+                place.state(PartitionId::new(number))
             })
             .collect()
+    }
+
+    /// The state of one partition; `None` if the store has no such.
+    pub(super) fn state(&self, partition: PartitionId) -> Option<PartitionState> {
+        let place = self.places.get(usize::from(partition.value()))?;
+        Some(place.state(partition))
+    }
+}
+
+impl Place {
+    fn state(&self, partition: PartitionId) -> PartitionState {
+        PartitionState {
+            partition,
+            health: self.health,
+            promised: self.promised,
+            chain: self.chain,
+            pseq: self.pseq,
+            commit_pseq: self.pseq,
+            oldest_pseq: self.pseq + 1,
+            history: self.history.clone(),
+        }
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// Where a partition of this shard stands as of its last durable record; `None` if it is another
+    /// shard's.
+    pub fn partition(&self, partition: PartitionId) -> Option<PartitionState> {
+        let owned = self.identity.owns_partition(partition);
+        owned.then(|| self.partitions_durable.state(partition))?
+    }
+
+    /// The state of this shard's partitions, as of the last durable record.
+    pub(crate) fn partition_states(&self) -> Vec<PartitionState> {
+        self.partitions_durable.states()
+    }
+
+    /// Makes the states of all partitions durable in this log, which is drained, before the number
+    /// of logs changes. The old and the new owners find their own among them, so that a crash at any
+    /// moment leaves either layout whole.
+    pub(crate) fn hand_over(&mut self, states: &[PartitionState]) -> Result<(), IoError> {
+        let mut rest = Vec::new();
+        while self.ops.in_flight() > 0 {
+            // A look at free space, a log file being made: nobody waits for it any more.
+            self.ops.poll(&mut rest);
+            if rest.drain(..).count() == 0 {
+                self.ops.io_mut().wait();
+            }
+        }
+        let log_id = self.identity.log_id;
+        let sequence = self.superblock.parts_sequence + 1;
+        let path = RelPath::parts(log_id, u8::from(sequence % 2 == 1));
+        let data = parts::encode(self.identity.store, log_id, sequence, states);
+        let work = Work {
+            steps: vec![Step::Write {
+                path,
+                offset: 0,
+                pieces: vec![Piece::Bytes(bytes::Bytes::from(data))],
+            }],
+            sync: WorkSync::Each,
+        };
+        self.ops.run_plain(Op::Materialise(vec![work]))?;
+        self.superblock.sequence += 1;
+        self.superblock.parts_sequence = sequence;
+        self.rewrite_super()
     }
 }
