@@ -22,7 +22,8 @@ pub(crate) enum FileSystem {
 }
 
 impl FileSystem {
-    fn name(self) -> &'static str {
+    /// As mount(8) and mkfs(8) call it.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
@@ -60,14 +61,8 @@ impl Disk {
         folder: &Path,
         bytes: u64,
     ) -> anyhow::Result<Result<Self, NoDisk>> {
-        if !nix::unistd::geteuid().is_root() {
-            return Ok(impossible("mounting wants root"));
-        }
-        if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS) {
-            return Ok(impossible(&format!("a mount namespace: {errno}")));
-        }
-        if let Err(why) = run(Command::new("mount").args(["--make-rprivate", "/"])) {
-            return Ok(impossible(&format!("{why:#}")));
+        if let Err(why) = own_namespace() {
+            return Ok(Err(why));
         }
         let image = folder.join("disk");
         let mount = folder.join("mnt");
@@ -143,7 +138,25 @@ fn impossible(why: &str) -> Result<Disk, NoDisk> {
     Err(NoDisk(why.to_owned()))
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+/// From here on, this thread's mounts, and those of threads and programs that it starts, are nobody
+/// else's and end with them.
+pub(super) fn own_namespace() -> Result<(), NoDisk> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(NoDisk("mounting wants root".to_owned()));
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+        .map_err(|errno| NoDisk(format!("a mount namespace: {errno}")))?;
+    run(Command::new("mount").args(["--make-rprivate", "/"]))
+        .map_err(|why| NoDisk(format!("{why:#}")))
+}
+
+/// Runs a program to its end; what it says on standard error is the error.
+pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
+    output(command).map(drop)
+}
+
+/// As [`run`]; returns what the program says on standard output.
+pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -152,5 +165,5 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{}: {}", command.get_program().display(), said.trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

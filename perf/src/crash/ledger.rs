@@ -7,6 +7,8 @@
 //! acknowledged, at most all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::letter;
 
@@ -14,7 +16,7 @@ use super::letter;
 const SENTENCES_MAX: usize = 20;
 
 /// What may not happen.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Violations {
     /// Acknowledged and not there.
     pub(crate) lost: u64,
@@ -48,6 +50,10 @@ impl Violations {
     }
 }
 
+/// A place on the record of a disk that keeps one: so many marks were made before (`fuse::tape`). 0 with
+/// any other disk.
+pub(crate) type Mark = u64;
+
 /// A place in the order of events as the load loop saw them.
 pub(crate) type Moment = u64;
 
@@ -56,15 +62,19 @@ pub(crate) type Moment = u64;
 struct Delivery {
     user: usize,
     acknowledged: Option<Moment>,
+    /// When the answer was here, on the disk's record.
+    acknowledged_mark: Mark,
     uid: Option<u32>,
     /// Counted as lost already.
     lost: bool,
 }
 
 /// One message of the current round.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sent {
     moment: Moment,
+    /// Before its first byte went out, on the disk's record.
+    mark: Mark,
     deliveries: Vec<Delivery>,
 }
 
@@ -78,7 +88,7 @@ pub(crate) struct Known {
 }
 
 /// What is known of a user's INBOX.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Inbox {
     /// Everything found so far, ascending by uid.
     pub(crate) known: Vec<Known>,
@@ -97,10 +107,12 @@ impl Inbox {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     seed: u64,
     clock: Moment,
+    /// The marks on the disk's record, where there is one.
+    pub(crate) marks: Option<Arc<AtomicU64>>,
     inboxes: Vec<Inbox>,
     open: BTreeMap<u64, Sent>,
     /// What went wrong so far.
@@ -119,6 +131,7 @@ impl Ledger {
         Self {
             seed,
             clock: 0,
+            marks: None,
             inboxes: (0..users_count).map(|_| Inbox::default()).collect(),
             open: BTreeMap::new(),
             violations: Violations::default(),
@@ -138,9 +151,15 @@ impl Ledger {
         self.clock
     }
 
+    fn mark(&self) -> Mark {
+        self.marks
+            .as_ref()
+            .map_or(0, |marks| marks.load(Ordering::Acquire))
+    }
+
     /// The message is about to be sent for the first time.
     pub(crate) fn sent(&mut self, serial: u64, recipients: &[usize]) {
-        let moment = self.tick();
+        let (moment, mark) = (self.tick(), self.mark());
         if letter::is_empty(self.seed, serial) {
             for &user in recipients {
                 if let Some(inbox) = self.inboxes.get_mut(user) {
@@ -151,16 +170,22 @@ impl Ledger {
         let delivery = |&user: &usize| Delivery {
             user,
             acknowledged: None,
+            acknowledged_mark: 0,
             uid: None,
             lost: false,
         };
         let deliveries = recipients.iter().map(delivery).collect();
-        self.open.insert(serial, Sent { moment, deliveries });
+        let sent = Sent {
+            moment,
+            mark,
+            deliveries,
+        };
+        self.open.insert(serial, sent);
     }
 
     /// The answer to the first sending was yes. `duplicate`: the store says it had it before.
     pub(crate) fn acknowledged(&mut self, serial: u64, position: usize, duplicate: Duplicate) {
-        let moment = self.tick();
+        let (moment, mark) = (self.tick(), self.mark());
         let empty = letter::is_empty(self.seed, serial);
         let Some(sent) = self.open.get_mut(&serial) else {
             return;
@@ -169,6 +194,7 @@ impl Ledger {
             return;
         };
         delivery.acknowledged = Some(moment);
+        delivery.acknowledged_mark = mark;
         self.acknowledged += 1;
         if duplicate == Duplicate::Yes {
             self.violations.doubled += 1;
@@ -381,6 +407,85 @@ impl Ledger {
     }
 }
 
+/// Crashes that were tried beside what really happened.
+impl Ledger {
+    /// A copy for one try: it starts without violations and counts.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            marks: None,
+            violations: Violations::default(),
+            acknowledged: 0,
+            doubtful: 0,
+            doubtful_found: 0,
+            ..self.clone()
+        }
+    }
+
+    /// A copy as it would be had the disk stopped at `cut`: an answer that came later is none, and what
+    /// was sent later was never sent. An answer may have been given before `cut` and have come later;
+    /// that counts as doubt.
+    pub(crate) fn fork_at(&self, cut: Mark) -> Self {
+        let mut fork = self.fork();
+        fork.open = BTreeMap::new();
+        for (&serial, sent) in &self.open {
+            let empty = letter::is_empty(self.seed, serial);
+            let mut sent = sent.clone();
+            let never = sent.mark >= cut;
+            for delivery in &mut sent.deliveries {
+                let late = delivery.acknowledged.is_some() && delivery.acknowledged_mark > cut;
+                if late {
+                    delivery.acknowledged = None;
+                }
+                if empty && let Some(inbox) = fork.inboxes.get_mut(delivery.user) {
+                    inbox.empty_sent = inbox.empty_sent.saturating_sub(u64::from(never));
+                    inbox.empty_acknowledged =
+                        inbox.empty_acknowledged.saturating_sub(u64::from(late));
+                }
+            }
+            if !never {
+                fork.open.insert(serial, sent);
+            }
+        }
+        fork
+    }
+
+    /// Goes on from a fork: what it knows is true from here on, and what was counted so far stays.
+    pub(crate) fn continue_from(&mut self, fork: Self) {
+        self.clock = fork.clock;
+        self.inboxes = fork.inboxes;
+        self.open = fork.open;
+    }
+
+    /// Another store, which is empty.
+    pub(crate) fn forget_store(&mut self) {
+        self.continue_from(Self::new(self.seed, self.inboxes.len()));
+    }
+
+    /// Takes over what a try found.
+    pub(crate) fn absorb(&mut self, fork: &Self, of: &str) {
+        let found = &fork.violations;
+        self.violations.lost += found.lost;
+        self.violations.doubled += found.doubled;
+        self.violations.damaged += found.damaged;
+        self.violations.other += found.other;
+        for sentence in &found.sentences {
+            self.violations.say(|| format!("{of}: {sentence}"));
+        }
+        self.doubtful += fork.doubtful;
+        self.doubtful_found += fork.doubtful_found;
+    }
+
+    /// Whether somebody was told that this message is stored.
+    pub(crate) fn is_due(&self, serial: u64) -> bool {
+        !letter::is_empty(self.seed, serial)
+            && self.open.get(&serial).is_some_and(|sent| {
+                sent.deliveries
+                    .iter()
+                    .any(|delivery| delivery.acknowledged.is_some())
+            })
+    }
+}
+
 /// What a positive answer says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Duplicate {
@@ -391,117 +496,4 @@ pub(crate) enum Duplicate {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SEED: u64 = 3;
-
-    /// Three messages, none of them empty, to users 0 and 1.
-    fn ledger() -> (Ledger, Vec<u64>) {
-        let serials: Vec<u64> = (0..100)
-            .filter(|serial| !letter::is_empty(SEED, *serial))
-            .take(3)
-            .collect();
-        let mut ledger = Ledger::new(SEED, 2);
-        for &serial in &serials {
-            ledger.sent(serial, &[0, 1]);
-            ledger.acknowledged(serial, 0, Duplicate::No);
-        }
-        (ledger, serials)
-    }
-
-    fn find(ledger: &mut Ledger, user: usize, uid: u32, serial: u64) {
-        ledger.found(user, uid, &letter::content(SEED, serial));
-    }
-
-    #[test]
-    fn whole_round_without_fault_leaves_no_violation() {
-        let (mut ledger, serials) = ledger();
-        for (uid, &serial) in (1..).zip(&serials) {
-            find(&mut ledger, 0, uid, serial);
-        }
-        find(&mut ledger, 1, 1, serials[2]);
-        ledger.after_restart();
-        assert_eq!((ledger.doubtful, ledger.doubtful_found), (3, 1));
-        let retries = ledger.to_retry(&mut fastrand::Rng::with_seed(1));
-        assert_eq!(retries.len(), 3);
-        for &serial in &serials {
-            ledger.retried(serial, 0, Duplicate::Yes);
-            let known = serial == serials[2];
-            ledger.retried(
-                serial,
-                1,
-                if known { Duplicate::Yes } else { Duplicate::No },
-            );
-        }
-        find(&mut ledger, 1, 2, serials[0]);
-        find(&mut ledger, 1, 5, serials[1]);
-        ledger.counted(0, 9, 3);
-        ledger.counted(1, 9, 3);
-        ledger.after_retries();
-        assert!(ledger.violations.is_none(), "{:?}", ledger.violations);
-    }
-
-    #[test]
-    fn each_fault_is_seen() {
-        let (mut lost, serials) = ledger();
-        find(&mut lost, 0, 1, serials[0]);
-        find(&mut lost, 0, 2, serials[2]);
-        lost.after_restart();
-        assert_eq!(lost.violations.lost, 1);
-
-        let (mut doubled, serials) = ledger();
-        find(&mut doubled, 0, 1, serials[0]);
-        find(&mut doubled, 0, 2, serials[0]);
-        assert_eq!(doubled.violations.doubled, 1);
-
-        let (mut damaged, serials) = ledger();
-        let mut bytes = letter::content(SEED, serials[0]);
-        *bytes.last_mut().unwrap() ^= 1;
-        damaged.found(0, 1, &bytes);
-        damaged.found(0, 2, b"no mark at all");
-        assert_eq!(damaged.violations.damaged, 2);
-
-        let (mut order, serials) = ledger();
-        find(&mut order, 0, 1, serials[1]);
-        find(&mut order, 0, 2, serials[0]);
-        find(&mut order, 0, 3, serials[2]);
-        order.after_restart();
-        assert_eq!(order.violations.other, 1, "{:?}", order.violations);
-
-        let (mut uids, serials) = ledger();
-        find(&mut uids, 0, 2, serials[0]);
-        find(&mut uids, 0, 2, serials[1]);
-        uids.counted(0, 9, 3);
-        uids.counted(0, 10, 2);
-        assert_eq!(uids.violations.other, 3, "{:?}", uids.violations);
-
-        let (mut again, serials) = ledger();
-        find(&mut again, 0, 1, serials[0]);
-        again.retried(serials[0], 0, Duplicate::No);
-        again.retried(serials[1], 0, Duplicate::Yes);
-        assert_eq!(again.violations.other, 2);
-        let known = again.inboxes()[0].known[0];
-        again.read_again(0, known, None);
-        again.read_again(0, known, Some(b"x"));
-        assert_eq!(again.violations.lost, 1);
-        assert_eq!(again.violations.damaged, 1);
-    }
-
-    #[test]
-    fn empty_messages_are_counted() {
-        let serial = (0..1_000)
-            .find(|serial| letter::is_empty(SEED, *serial))
-            .unwrap();
-        let mut ledger = Ledger::new(SEED, 1);
-        ledger.sent(serial, &[0]);
-        ledger.acknowledged(serial, 0, Duplicate::No);
-        ledger.counted(0, 1, 0);
-        assert_eq!(ledger.violations.lost, 1);
-        ledger.found(0, 1, b"");
-        ledger.found(0, 2, b"");
-        ledger.counted(0, 1, 2);
-        assert_eq!(ledger.violations.doubled, 1);
-        assert!(ledger.to_retry(&mut fastrand::Rng::with_seed(1)).is_empty());
-    }
-}
+mod tests;

@@ -85,6 +85,14 @@ pub(crate) fn serial(seed: u64, bytes: &[u8]) -> Option<u64> {
     u64::from_str_radix(serial, 16).ok()
 }
 
+/// The serials of all messages of this run that begin somewhere in `bytes`.
+pub(crate) fn serials(seed: u64, bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes
+        .windows(PREFIX.len() + ID_BYTES)
+        .filter(|window| window.starts_with(PREFIX.as_bytes()))
+        .filter_map(move |window| serial(seed, window))
+}
+
 fn rng(seed: u64, serial: u64) -> fastrand::Rng {
     // Neighbouring seeds of this generator give alike first draws: spread them.
     fastrand::Rng::with_seed(seed ^ serial.wrapping_mul(0x9e37_79b9_7f4a_7c15))
@@ -152,6 +160,9 @@ mod tests {
             }
         }
         assert!((5..60).contains(&empty_count), "{empty_count}");
+        let two = [b"x".to_vec(), content(7, 1), content(7, 3)].concat();
+        assert_eq!(serials(7, &two).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(serials(7, b"Received: ").next(), None);
         assert_eq!(serial(7, b"Received: from rig.test by rig.test id 7"), None);
     }
 

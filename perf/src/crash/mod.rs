@@ -11,51 +11,29 @@
 )]
 
 mod disk;
+mod fuse;
 mod ledger;
 mod letter;
 mod load;
 mod reader;
+mod run;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
 use self::disk::{Disk, FileSystem, NoDisk};
-use self::ledger::Ledger;
-use self::letter::Door;
-use self::load::{Again, End, Fresh, Letter, Load};
-use self::reader::Reader;
-use crate::daemon::{Daemon, Setup};
+use self::fuse::Taped;
+use self::run::{Ground, Run, USERS_FIRST, USERS_PER_ROUND};
 use crate::programs::{Programs, Rebuild};
 use crate::workload::Users;
 
 /// The rig could not run; said on standard output.
 const EXIT_SKIPPED: u8 = 3;
 
-/// Users at the first round; each round adds some, so that users are created under load as well.
-const USERS_FIRST: usize = 40;
-const USERS_PER_ROUND: usize = 2;
-
-/// Messages of earlier rounds that a round fetches again.
-const READ_AGAIN_COUNT: usize = 100;
-
-/// A daemon whose disk is gone has to end within this (DESIGN.md decision 11).
-const END_PATIENCE: Duration = Duration::from_secs(15);
-
-/// From the start of the process until it serves.
-const START_MAX: Duration = Duration::from_mins(2);
-
-/// Retries of what is answered with "later" after a restart.
-const RETRIES_MAX: usize = 50;
-
 /// The image of a power cut's file system; the file is sparse.
 const DISK_BYTES: u64 = 16 << 30;
-
-/// Refusals of a daemon that lost its disk that are listened to.
-const DYING_REFUSALS_MAX: u64 = 500;
 
 /// `crash`.
 #[derive(Debug, clap::Args)]
@@ -73,6 +51,18 @@ enum Rig {
         /// Which file system.
         #[arg(long, value_enum, default_value = "ext4")]
         fs: FileSystem,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// A disk that records writes and flushes, and what any crash in between may leave of it (root,
+    /// loop devices, FUSE).
+    Fuse {
+        /// Which file system.
+        #[arg(long, value_enum, default_value = "ext4")]
+        fs: FileSystem,
+        /// Crashes that are tried for each round.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        images: u32,
         #[command(flatten)]
         common: Common,
     },
@@ -100,42 +90,10 @@ struct Common {
     folder: Option<PathBuf>,
 }
 
-/// What the blow is.
-enum Ground {
-    Kill,
-    Power(Disk),
-}
-
-/// One recovery: how long it took and how much log there was.
-struct Recovery {
-    took: Duration,
-    /// 0 if the core count changed: the old layout is recovered first and not counted.
-    log_bytes: u64,
-}
-
-struct Run<'a> {
-    common: &'a Common,
-    programs: &'a Programs,
-    ground: Ground,
-    setup: Setup,
-    users: &'a Users,
-    ledger: Ledger,
-    seed: u64,
-    random: fastrand::Rng,
-    serials: [u64; 2],
-    refusals: BTreeMap<String, u64>,
-    recoveries: Vec<Recovery>,
-    read_again_count: u64,
-    interrupted_count: u32,
-    cores: u8,
-}
-
 /// Runs a rig and prints its verdict.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let (common, fs) = match &options.rig {
-        Rig::Kill9(common) => (common, None),
-        Rig::Powercut { fs, common } => (common, Some(*fs)),
-    };
+    let (Rig::Kill9(common) | Rig::Powercut { common, .. } | Rig::Fuse { common, .. }) =
+        &options.rig;
     let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed:#018x} (--seed {seed} repeats it)");
     let programs = Programs::locate(Rebuild::IfStale)?;
@@ -145,36 +103,27 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     .context("cannot make a folder to work in")?;
 
-    let ground = match fs {
-        None => Ground::Kill,
-        Some(kind) => match Disk::create(kind, folder.path(), DISK_BYTES)? {
-            Ok(disk) => Ground::Power(disk),
-            Err(NoDisk(why)) => {
-                println!("skipped: {why}");
-                return Ok(ExitCode::from(EXIT_SKIPPED));
-            }
-        },
+    let ground = match &options.rig {
+        Rig::Kill9(_) => Ok(Ground::Kill),
+        Rig::Powercut { fs, .. } => {
+            Disk::create(*fs, folder.path(), DISK_BYTES)?.map(Ground::Power)
+        }
+        Rig::Fuse { fs, images, .. } => {
+            Taped::create(*fs, folder.path(), *images, seed)?.map(Ground::Taped)
+        }
+    };
+    let ground = match ground {
+        Ok(ground) => ground,
+        Err(NoDisk(why)) => {
+            println!("skipped: {why}");
+            return Ok(ExitCode::from(EXIT_SKIPPED));
+        }
     };
     let users_max = USERS_FIRST + USERS_PER_ROUND * usize::try_from(common.rounds)?;
     let users = Users::new("crash", users_max);
-    let mut run = Run {
-        common,
-        programs: &programs,
-        setup: setup(&programs, folder.path(), &ground)?,
-        ground,
-        users: &users,
-        ledger: Ledger::new(seed, users.count()),
-        seed,
-        random: fastrand::Rng::with_seed(seed),
-        serials: [0, 1],
-        refusals: BTreeMap::new(),
-        recoveries: Vec::new(),
-        read_again_count: 0,
-        interrupted_count: 0,
-        cores: 2,
-    };
+    let mut run = Run::new(common, &programs, &users, folder.path(), ground, seed)?;
     let ended = run.all_rounds();
-    let whole = ended.is_ok() && run.ledger.violations.is_none();
+    let whole = ended.is_ok() && run.is_whole();
     run.print_verdict();
     if !whole {
         drop(run);
@@ -186,301 +135,4 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn setup(programs: &Programs, folder: &Path, ground: &Ground) -> anyhow::Result<Setup> {
-    let sockets = folder.join("s");
-    std::fs::create_dir(&sockets)?;
-    let data = match ground {
-        Ground::Kill => folder.join("data"),
-        Ground::Power(disk) => disk.folder().join("data"),
-    };
-    Ok(Setup {
-        ringpostd: programs.ringpostd.clone(),
-        data,
-        sockets,
-        log: folder.join("ringpostd.log"),
-        settings: Vec::new(),
-        start_max: START_MAX,
-    })
-}
-
-impl Run<'_> {
-    fn all_rounds(&mut self) -> anyhow::Result<()> {
-        for round in 1..=self.common.rounds {
-            self.round(round)
-                .with_context(|| format!("round {round}"))?;
-        }
-        self.last_look().context("after the last round")
-    }
-
-    fn round(&mut self, round: u32) -> anyhow::Result<()> {
-        self.settle();
-        let mut daemon = self.start()?;
-        if round > 1 {
-            self.verify(&daemon)?;
-        }
-        let before = self.ledger.acknowledged;
-        let moment = Duration::from_millis(self.random.u64(5..=self.common.window_ms));
-        self.load_and_strike(&mut daemon, round, moment)?;
-        self.after_the_blow(daemon)?;
-        if round.is_multiple_of(self.common.check_every) {
-            self.check(round)?;
-        }
-        let last = self.recoveries.last();
-        println!(
-            "round {round}: struck after {} ms, {} acknowledged; it had started in {} ms, log {}",
-            moment.as_millis(),
-            self.ledger.acknowledged - before,
-            last.map_or(0, |recovery| recovery.took.as_millis()),
-            last.map_or_else(String::new, |recovery| mib(recovery.log_bytes)),
-        );
-        Ok(())
-    }
-
-    /// Draws how the daemon of this round is set up: the store must not care.
-    fn settle(&mut self) {
-        if self.random.u8(..4) == 0 {
-            self.cores = 3 - self.cores;
-        }
-        let cores = self.cores;
-        let interval = if self.random.bool() { "300 ms" } else { "60 s" };
-        self.setup.settings = vec![
-            format!("cores={cores}"),
-            format!("checkpoint_interval={interval}"),
-            "return_path=off".to_owned(),
-            "log_bytes_per_core=256 MiB".to_owned(),
-            "disk_reserve=16 MiB".to_owned(),
-            "logs.level=warn".to_owned(),
-        ];
-    }
-
-    /// Starts the daemon, one time in four after a start that is killed somewhere on its way.
-    fn start(&mut self) -> anyhow::Result<Daemon> {
-        if self.random.u8(..4) == 0 && matches!(self.ground, Ground::Kill) {
-            self.setup.start_max = Duration::from_millis(self.random.u64(1..60));
-            if let Ok(early) = Daemon::start(&self.setup) {
-                early.kill()?;
-            }
-            self.setup.start_max = START_MAX;
-            self.interrupted_count += 1;
-        }
-        let daemon = Daemon::start(&self.setup)?;
-        let mut reader = Reader::connect(daemon.doors(), self.users)?;
-        let used = reader
-            .report("recovered.bytes")?
-            .context("the node's report has no recovered.bytes")?;
-        self.recoveries.push(Recovery {
-            took: daemon.started_in(),
-            log_bytes: used.parse().context("recovered.bytes is no number")?,
-        });
-        Ok(daemon)
-    }
-
-    /// Reads what is new, sends again what is in doubt, reads that, and some old messages.
-    fn verify(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
-        let mut reader = Reader::connect(daemon.doors(), self.users)?;
-        reader.read_new(&mut self.ledger)?;
-        self.ledger.after_restart();
-        self.retry(daemon)?;
-        reader.read_new(&mut self.ledger)?;
-        self.ledger.after_retries();
-
-        let mut sample = Vec::with_capacity(READ_AGAIN_COUNT);
-        for _ in 0..READ_AGAIN_COUNT {
-            let user = self.random.usize(..self.users.count());
-            if let Some(inbox) = self.ledger.inboxes().get(user)
-                && !inbox.known.is_empty()
-            {
-                let place = self.random.usize(..inbox.known.len());
-                sample.extend(inbox.known.get(place).map(|known| (user, *known)));
-            }
-        }
-        self.read_again_count += reader.read_again(&mut self.ledger, sample.into_iter())?;
-        Ok(())
-    }
-
-    fn retry(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
-        let mut left = self.ledger.to_retry(&mut self.random);
-        for _ in 0..RETRIES_MAX {
-            if left.is_empty() {
-                return Ok(());
-            }
-            let letters = left
-                .into_iter()
-                .map(|(serial, recipients)| Letter { serial, recipients });
-            let (node, lmtp) = letters.partition(|letter| Door::of(letter.serial) == Door::Node);
-            let mut again = Again {
-                ledger: &mut self.ledger,
-                node,
-                lmtp,
-                refused: BTreeMap::new(),
-            };
-            let mut load = Load::connect(daemon.doors(), self.seed, self.users, 4)?;
-            match load.run(&mut again, Instant::now() + START_MAX)? {
-                End::Idle => {}
-                end => bail!("retries ended with {end:?}"),
-            }
-            left = again
-                .refused
-                .into_iter()
-                .map(|(serial, (recipients, why))| {
-                    *self.refusals.entry(why).or_default() += 1;
-                    (serial, recipients)
-                })
-                .collect();
-        }
-        bail!("{} messages were refused {RETRIES_MAX} times", left.len())
-    }
-
-    /// Load from all connections; the blow falls at `moment`; then until the last connection is dead.
-    fn load_and_strike(
-        &mut self,
-        daemon: &mut Daemon,
-        round: u32,
-        moment: Duration,
-    ) -> anyhow::Result<()> {
-        let round = usize::try_from(round)?;
-        let mut load = Load::connect(
-            daemon.doors(),
-            self.seed,
-            self.users,
-            self.common.connections,
-        )?;
-        let mut post = Fresh {
-            ledger: &mut self.ledger,
-            random: &mut self.random,
-            serials: &mut self.serials,
-            users_count: USERS_FIRST + USERS_PER_ROUND * round,
-            refusals: &mut self.refusals,
-            refusals_left: u64::MAX,
-        };
-        match load.run(&mut post, Instant::now() + moment)? {
-            End::Deadline => {}
-            end => bail!("the load ended before the blow: {end:?}"),
-        }
-        match &self.ground {
-            Ground::Kill => {
-                nix::sys::signal::kill(daemon.pid(), nix::sys::signal::Signal::SIGKILL)?;
-                match load.run(&mut post, Instant::now() + END_PATIENCE)? {
-                    End::AllDead => Ok(()),
-                    end => bail!("connections outlived the daemon: {end:?}"),
-                }
-            }
-            Ground::Power(disk) => {
-                let mut plug = disk.cut_power()?;
-                post.refusals_left = DYING_REFUSALS_MAX;
-                let end = load.run(&mut post, Instant::now() + END_PATIENCE)?;
-                let pulled = plug.wait()?;
-                if !pulled.success() {
-                    bail!("the file system was not shut down ({pulled})");
-                }
-                if end == End::Deadline || !daemon.wait_end(END_PATIENCE)? {
-                    self.ledger.violations.other(|| {
-                        format!("{END_PATIENCE:?} after its disk went the daemon still serves")
-                    });
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn after_the_blow(&mut self, daemon: Daemon) -> anyhow::Result<()> {
-        daemon.kill()?;
-        match &mut self.ground {
-            Ground::Kill => Ok(()),
-            Ground::Power(disk) => disk.power_up(),
-        }
-    }
-
-    /// `ringpost check` on the folder as it lies there.
-    fn check(&mut self, round: u32) -> anyhow::Result<()> {
-        let output = Command::new(&self.programs.ringpost)
-            .arg("--data")
-            .arg(&self.setup.data)
-            .arg("check")
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start ringpost")?;
-        if !output.status.success() {
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said).into_owned();
-            self.ledger.violations.other(|| {
-                let end: Vec<&str> = said.lines().rev().take(8).collect();
-                format!("ringpost check after round {round}: {}", end.join(" | "))
-            });
-        }
-        Ok(())
-    }
-
-    /// Verifies the last round, reads every message of all rounds, stops in order, checks.
-    fn last_look(&mut self) -> anyhow::Result<()> {
-        let daemon = self.start()?;
-        self.verify(&daemon)?;
-        let all: Vec<_> = self
-            .ledger
-            .inboxes()
-            .iter()
-            .enumerate()
-            .flat_map(|(user, inbox)| inbox.known.iter().map(move |known| (user, *known)))
-            .collect();
-        let mut reader = Reader::connect(daemon.doors(), self.users)?;
-        self.read_again_count += reader.read_again(&mut self.ledger, all.into_iter())?;
-        drop(reader);
-        let status = daemon.stop(START_MAX)?;
-        if !status.success() {
-            self.ledger
-                .violations
-                .other(|| format!("after SIGTERM the daemon ended with {status}"));
-        }
-        self.check(self.common.rounds)
-    }
-
-    fn print_verdict(&self) {
-        let ledger = &self.ledger;
-        println!(
-            "{} deliveries acknowledged, {} in doubt of which {} were there, {} old messages read \
-             again, {} starts interrupted",
-            ledger.acknowledged,
-            ledger.doubtful,
-            ledger.doubtful_found,
-            self.read_again_count,
-            self.interrupted_count,
-        );
-        let mut took: Vec<_> = self.recoveries.iter().map(|one| one.took).collect();
-        took.sort_unstable();
-        let mut log: Vec<_> = self.recoveries.iter().map(|one| one.log_bytes).collect();
-        log.sort_unstable();
-        if let (Some(least), Some(median), Some(most)) =
-            (took.first(), took.get(took.len() / 2), took.last())
-        {
-            println!("start to serving: min {least:.1?}, median {median:.1?}, max {most:.1?}");
-        }
-        if let (Some(&least), Some(&median), Some(&most)) =
-            (log.first(), log.get(log.len() / 2), log.last())
-        {
-            println!(
-                "log read by recovery: min {}, median {}, max {}",
-                mib(least),
-                mib(median),
-                mib(most)
-            );
-        }
-        for (why, count) in self.refusals.iter().take(8) {
-            println!("answered later: {count} x {why}");
-        }
-        let violations = &ledger.violations;
-        for sentence in &violations.sentences {
-            println!("VIOLATION {sentence}");
-        }
-        println!(
-            "{} lost, {} doubled, {} damaged, {} other violations",
-            violations.lost, violations.doubled, violations.damaged, violations.other
-        );
-    }
-}
-
-fn mib(bytes: u64) -> String {
-    let tenths = bytes * 10 / (1 << 20);
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
