@@ -7,8 +7,14 @@
 //! over the index, as recovery does; what a crash leaves behind is told apart from damage. Memory is
 //! bounded by the largest user's index and the records above the checkpoint.
 
+mod derive;
+mod files;
+mod frames;
 mod log;
+pub(crate) mod mend;
+mod records;
 mod redo;
+mod salvage;
 mod segment;
 mod tree;
 mod user;
@@ -21,9 +27,15 @@ use crate::error::{Corrupt, CorruptReason};
 use crate::format::store_file::{STORE_BYTES_MAX, StoreFile};
 use crate::io::RelPath;
 
+pub(crate) use derive::Deriver;
+pub(crate) use files::FileState;
+pub(crate) use log::{LogState, LogSurvey};
+pub(crate) use redo::{At, Entry, Redo, UserId, UserRedo as OwedBy, What};
+pub use salvage::Lost;
+pub(crate) use segment::{message, prefix, stored_crc};
+pub(crate) use tree::Window;
 pub use tree::{DirTree, ReadTree};
-
-use redo::{Redo, UserId};
+pub(crate) use user::{hex8, info_of, is_unborn, segment_of};
 
 /// More findings than this are counted but not kept.
 pub const FINDINGS_MAX: usize = 10_000;
@@ -76,6 +88,9 @@ pub struct Report {
     pub findings_left_off: u64,
     /// The worst severity met, of those left off too.
     pub worst: Option<Severity>,
+    /// Messages that were acknowledged and are not whole; at most [`FINDINGS_MAX`]. Each is a finding
+    /// of its file too.
+    pub lost: Vec<Lost>,
 }
 
 impl Report {
@@ -100,10 +115,7 @@ pub struct Progress {
 
 /// Reads everything in `tree`. `progress` is called after each log and each partition.
 pub fn check(tree: &dyn ReadTree, progress: &mut dyn FnMut(Progress)) -> Report {
-    let mut checker = Checker {
-        tree,
-        report: Report::default(),
-    };
+    let mut checker = Checker::new(tree);
     if let Some(store) = checker.store_file() {
         checker.everything(&store, progress);
     }
@@ -111,15 +123,33 @@ pub fn check(tree: &dyn ReadTree, progress: &mut dyn FnMut(Progress)) -> Report 
 }
 
 /// The walk's state: where to read and what was found.
-struct Checker<'a> {
+pub(crate) struct Checker<'a> {
     tree: &'a dyn ReadTree,
-    report: Report,
+    pub(crate) report: Report,
+    /// Findings of damage.
+    damages: u64,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    pub(crate) fn new(tree: &'a dyn ReadTree) -> Self {
+        Self {
+            tree,
+            report: Report::default(),
+            damages: 0,
+        }
+    }
+
+    /// A message that is not whole.
+    fn lose(&mut self, lost: Lost) {
+        if self.report.lost.len() < FINDINGS_MAX {
+            self.report.lost.push(lost);
+        }
+    }
+
     fn finding(&mut self, severity: Severity, corrupt: Corrupt) {
         let finding = Finding { severity, corrupt };
         self.report.worst = self.report.worst.max(Some(severity));
+        self.damages += u64::from(severity == Severity::Damage);
         if self.report.findings.len() < FINDINGS_MAX {
             self.report.findings.push(finding);
         } else {
@@ -166,7 +196,7 @@ impl Checker<'_> {
         }
     }
 
-    fn store_file(&mut self) -> Option<StoreFile> {
+    pub(crate) fn store_file(&mut self) -> Option<StoreFile> {
         let path = RelPath::store();
         let bytes = self.read(&path, 0, STORE_BYTES_MAX + 1)?;
         match StoreFile::decode(&bytes) {
@@ -193,7 +223,7 @@ impl Checker<'_> {
             });
         };
         for log_id in self.log_ids(store.logs) {
-            self.log(store, log_id, &mut redo);
+            drop(self.log(store, log_id, &mut redo));
             if log_id < store.logs {
                 step(&self.report);
             }
@@ -209,7 +239,7 @@ impl Checker<'_> {
     }
 
     /// The logs in use, and those of more cores that once ran.
-    fn log_ids(&mut self, logs: u32) -> Vec<u32> {
+    pub(crate) fn log_ids(&mut self, logs: u32) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..logs).collect();
         let names = self.list(&RelPath::log_dir(0).parent()).unwrap_or_default();
         for (name, _) in names {

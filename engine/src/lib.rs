@@ -41,6 +41,7 @@ mod ops;
 mod pending;
 pub mod position;
 pub mod prepare;
+pub mod repair;
 pub mod request;
 mod shard;
 pub mod store;

@@ -1,22 +1,41 @@
 //! What the log holds above the checkpoint, by user: laid over the files as recovery does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
 
+use super::tree::ReadTree;
+use crate::error::IoError;
 use crate::format::info::{Change, Mailbox, MailboxOp, Msg, Run, Runs};
-use crate::format::record::{InfoSwap, Payload, Record};
+use crate::format::record::{Head, InfoSwap, Payload, Record};
 use crate::format::store_line::StoreLine;
+use crate::io::RelPath;
+use crate::position::Lsn;
 
 /// A user directory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct UserId {
-    pub(super) partition: PartitionId,
-    pub(super) user: UserHash,
-    pub(super) ordinal: u32,
+pub(crate) struct UserId {
+    pub(crate) partition: PartitionId,
+    pub(crate) user: UserHash,
+    pub(crate) ordinal: u32,
 }
 
 impl UserId {
+    /// Whose a record is.
+    pub(crate) fn of(head: &Head) -> Self {
+        Self {
+            partition: head.partition,
+            user: head.user,
+            ordinal: head.ordinal,
+        }
+    }
+
+    /// All of the user's files.
+    pub(crate) fn dir(&self) -> RelPath {
+        RelPath::user_dir(self.partition, self.user, self.ordinal)
+    }
+
     /// The first that is not in `partition` or one before it. Of the last partition there is none:
     /// the greatest id, which no user has, since its hash would lie in it.
     pub(super) fn first_behind(partition: PartitionId) -> Self {
@@ -35,15 +54,94 @@ impl UserId {
     }
 }
 
+/// Where a record is, and its message.
+#[derive(Clone, Debug)]
+pub(crate) struct At {
+    /// The log file.
+    pub(crate) path: Rc<RelPath>,
+    /// Of the record, in bytes from the file's start.
+    pub(crate) offset: u64,
+    /// Bytes of the record.
+    pub(crate) len: u32,
+    /// Of a DELIVER: where its message is, in bytes from the file's start.
+    pub(crate) body: u64,
+    /// Of the frame.
+    pub(crate) lsn: Lsn,
+}
+
 /// All users with records above the checkpoint.
 #[derive(Debug, Default)]
-pub(super) struct Redo {
-    pub(super) users: BTreeMap<UserId, UserRedo>,
+pub(crate) struct Redo {
+    pub(crate) users: BTreeMap<UserId, UserRedo>,
+    /// Records of frames in which a byte was put right: by file and offset.
+    mended: BTreeMap<(RelPath, u64), Rc<[u8]>>,
+    /// The log file of the last record: most share theirs.
+    path: Option<Rc<RelPath>>,
+}
+
+impl Redo {
+    /// A path to be shared by the records of a file.
+    pub(super) fn path(&mut self, path: &RelPath) -> Rc<RelPath> {
+        match &self.path {
+            Some(known) if **known == *path => Rc::clone(known),
+            _ => Rc::clone(self.path.insert(Rc::new(path.clone()))),
+        }
+    }
+
+    /// What is to be read at `offset` of a log file instead of its bytes.
+    pub(super) fn mend(&mut self, path: &RelPath, offset: u64, bytes: Vec<u8>) {
+        self.mended.insert((path.clone(), offset), bytes.into());
+    }
+
+    /// Bytes of a log file, as they were before damage where that is known.
+    pub(crate) fn read(
+        &self,
+        tree: &dyn ReadTree,
+        path: &RelPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, IoError> {
+        let before = self.mended.range(..=(path.clone(), offset)).next_back();
+        if let Some(((file, start), bytes)) = before
+            && file == path
+            && let Ok(from) = usize::try_from(offset - start)
+            && let Some(found) = bytes.get(from..).and_then(|rest| rest.get(..len))
+        {
+            return Ok(found.to_vec());
+        }
+        tree.read(path, offset, len)
+    }
+}
+
+/// One record of a user: what has to be written of it, and where it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) at: At,
+    /// Of the info file that its runs go into.
+    pub(crate) generation: u32,
+    /// First slot of its runs; 0 if they are not to be written.
+    pub(crate) slot: u32,
+    pub(crate) what: What,
+}
+
+/// What a record of a user has to be written as.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum What {
+    /// The user begins.
+    Create(Vec<u8>),
+    /// Runs.
+    Runs,
+    /// A message for a shared segment.
+    Small(Msg),
+    /// A message with a file of its own.
+    Large(Msg),
+    /// A new generation: new segments and retired ones.
+    Swap(Vec<u32>, BTreeSet<u32>),
 }
 
 /// A mailbox run without its borrow.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct OwnedMailbox {
+pub(crate) struct OwnedMailbox {
     pub(super) op: MailboxOp,
     pub(super) mailbox: MailboxId,
     pub(super) uidvalidity: UidValidity,
@@ -63,7 +161,7 @@ impl From<Mailbox<'_>> for OwnedMailbox {
 
 /// A run as the fold needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum OwnedRun {
+pub(crate) enum OwnedRun {
     Msg(Msg),
     Change(Change),
     Mailbox(OwnedMailbox),
@@ -86,7 +184,7 @@ impl From<Run<'_>> for OwnedRun {
 
 /// The records of one user, in log order.
 #[derive(Debug, Default)]
-pub(super) struct UserRedo {
+pub(crate) struct UserRedo {
     /// The name, if the log has the user's first record: then directory and header may be missing.
     pub(super) created: Option<Vec<u8>>,
     /// Of the info file that the slots are in.
@@ -100,11 +198,13 @@ pub(super) struct UserRedo {
     pub(super) unwritten: BTreeSet<(u32, u64)>,
     /// What the last `INFO_SWAP` says, if there is one.
     pub(super) swap: Option<Swap>,
+    /// All records, in log order: what is to be written of each.
+    pub(crate) entries: Vec<Entry>,
 }
 
 /// A new generation whose files may still have their part names.
 #[derive(Debug, Default)]
-pub(super) struct Swap {
+pub(crate) struct Swap {
     /// The info file has at least so many slots.
     pub(super) slots: u32,
     /// Segments that the compactions made.
@@ -134,13 +234,14 @@ impl UserRedo {
     }
 
     /// Whether a mailbox changed, so that `folders` may lag.
-    pub(super) fn changes_mailboxes(&self) -> bool {
+    pub(crate) fn changes_mailboxes(&self) -> bool {
         let mailbox = |(_, run): &(u32, OwnedRun)| matches!(run, OwnedRun::Mailbox(_));
         self.created.is_some() || self.runs.values().any(mailbox)
     }
 
     /// Takes a record of this user over.
-    pub(super) fn add(&mut self, record: &Record<'_>) {
+    pub(super) fn add(&mut self, record: &Record<'_>, at: At) {
+        self.note(record, at);
         self.generation = record.head.generation.max(self.generation);
         let slot = record.head.slot;
         match &record.payload {
@@ -169,6 +270,56 @@ impl UserRedo {
             Payload::InfoSwap(swap) => self.swap(swap),
             Payload::Body(_) | Payload::Noop => {}
         }
+    }
+
+    /// Takes over what has to be written of a record.
+    fn note(&mut self, record: &Record<'_>, at: At) {
+        let what = match &record.payload {
+            Payload::UserCreate(name) => What::Create(name.to_vec()),
+            Payload::Deliver(deliver) => What::Small(deliver.msg),
+            Payload::DeliverFile(file) => What::Large(file.msg),
+            Payload::InfoSwap(swap) => {
+                let retired: BTreeSet<u32> = swap.retired_segments().collect();
+                self.entries.retain_mut(|entry| {
+                    entry.slot = 0;
+                    match &entry.what {
+                        What::Small(msg) | What::Large(msg) => !retired.contains(&msg.segment),
+                        What::Create(_) | What::Runs => false,
+                        // Its names were made durable with this one's files, or are still owed.
+                        What::Swap(..) => true,
+                    }
+                });
+                What::Swap(swap.new_segments().collect(), retired)
+            }
+            Payload::Flags(_) | Payload::Expunge(_) | Payload::Mailbox(_) | Payload::Keyword(_) => {
+                What::Runs
+            }
+            Payload::Body(_) | Payload::Noop => return,
+        };
+        let generation = match &record.payload {
+            Payload::InfoSwap(swap) => swap.generation,
+            // It has no runs and hence no generation of its own; a user begins with the first.
+            Payload::UserCreate(_) => 1,
+            _ => record.head.generation,
+        };
+        self.entries.push(Entry {
+            at,
+            generation,
+            slot: record.head.slot,
+            what,
+        });
+    }
+
+    /// Adds a message whose runs are damaged and whose bytes are not: the bytes are still owed to the
+    /// segment.
+    pub(super) fn add_bytes(&mut self, msg: Msg, generation: u32, at: At) {
+        self.unwritten.insert((msg.segment, msg.offset));
+        self.entries.push(Entry {
+            at,
+            generation,
+            slot: 0,
+            what: What::Small(msg),
+        });
     }
 
     /// The new generation holds all runs so far; bytes are still owed to segments that live on.

@@ -11,7 +11,7 @@ use crate::format::store_line::{STORE_LINE_BYTES, STORE_LINE_FLAGS, StoreLine};
 use crate::mbox::from_line;
 
 /// What does not hold of a message's bytes, and where; or the file could not be read.
-pub(super) enum Bad {
+pub(crate) enum Bad {
     At(u64, CorruptReason),
     Io(IoError),
 }
@@ -23,7 +23,7 @@ impl From<IoError> for Bad {
 }
 
 /// Checks the message that `msg` says is at `msg.offset`.
-pub(super) fn message(window: &mut Window<'_>, msg: &Msg, uidvalidity: u32) -> Result<(), Bad> {
+pub(crate) fn message(window: &mut Window<'_>, msg: &Msg, uidvalidity: u32) -> Result<(), Bad> {
     let at = msg.offset;
     let skip = usize::from(msg.skip);
     let bytes = window.at(at, skip)?;
@@ -47,7 +47,7 @@ pub(super) fn message(window: &mut Window<'_>, msg: &Msg, uidvalidity: u32) -> R
 
 /// Checks `From_` line and store line; the offset of an error counts from their start.
 /// `uidvalidity` is that of the mailbox, if it is known.
-pub(super) fn prefix(
+pub(crate) fn prefix(
     bytes: &[u8],
     msg: &Msg,
     uidvalidity: Option<u32>,
@@ -127,6 +127,28 @@ fn stored(window: &mut Window<'_>, at: u64, msg: &Msg) -> Result<(), Bad> {
         return Err(Bad::At(at, CorruptReason::Checksum));
     }
     lines.check(msg).map_err(|reason| Bad::At(at, reason))
+}
+
+/// The CRC of stored bytes; `None` if the file ends before them.
+pub(crate) fn stored_crc(
+    window: &mut Window<'_>,
+    at: u64,
+    stored_len: u32,
+) -> Result<Option<u32>, IoError> {
+    let mut left = u64::from(stored_len);
+    let mut offset = at;
+    let mut sum = 0;
+    while left > 0 {
+        let bytes = window.some(offset, left)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        sum = crc::extend(sum, bytes);
+        let count = u64::try_from(bytes.len()).expect("a window is a mebibyte");
+        left -= count;
+        offset += count;
+    }
+    Ok(Some(sum))
 }
 
 /// As [`stored`], for a message in memory.

@@ -60,7 +60,8 @@ impl ReadTree for DirTree {
         let bytes = u64::try_from(len).unwrap_or(u64::MAX);
         let failed = |error: &Error| io_error("read", file, offset, bytes, error);
         let mut open = self.open.borrow_mut();
-        let known = open.take().filter(|(path, _)| path == file);
+        // A file that is read from its start anew may be another one by now.
+        let known = open.take().filter(|(path, _)| path == file && offset > 0);
         let (_, handle) = if let Some(known) = known {
             open.insert(known)
         } else {
@@ -124,7 +125,7 @@ impl ReadTree for crate::io::sim::SimDisk {
 }
 
 /// A file read from front to back, a mebibyte at a time.
-pub(super) struct Window<'a> {
+pub(crate) struct Window<'a> {
     tree: &'a dyn ReadTree,
     file: &'a RelPath,
     base: u64,
@@ -135,7 +136,7 @@ pub(super) struct Window<'a> {
 const WINDOW: usize = 1 << 20;
 
 impl<'a> Window<'a> {
-    pub(super) fn new(tree: &'a dyn ReadTree, file: &'a RelPath) -> Self {
+    pub(crate) fn new(tree: &'a dyn ReadTree, file: &'a RelPath) -> Self {
         Self {
             tree,
             file,
@@ -145,7 +146,7 @@ impl<'a> Window<'a> {
     }
 
     /// `len` bytes from `offset` on, fewer only at the end of the file. The caller bounded `len`.
-    pub(super) fn at(&mut self, offset: u64, len: usize) -> Result<&[u8], IoError> {
+    pub(crate) fn at(&mut self, offset: u64, len: usize) -> Result<&[u8], IoError> {
         let from = offset
             .checked_sub(self.base)
             .and_then(|from| usize::try_from(from).ok());
@@ -165,7 +166,7 @@ impl<'a> Window<'a> {
     }
 
     /// As much as comes with one read, at most `max`; empty at the end of the file.
-    pub(super) fn some(&mut self, offset: u64, max: u64) -> Result<&[u8], IoError> {
+    pub(crate) fn some(&mut self, offset: u64, max: u64) -> Result<&[u8], IoError> {
         let max = usize::try_from(max).unwrap_or(WINDOW).min(WINDOW);
         self.at(offset, max)
     }

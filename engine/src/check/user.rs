@@ -93,7 +93,7 @@ impl Checker<'_> {
     ) {
         let dir = RelPath::partition_dir(partition);
         for (name, _) in self.list(&dir).unwrap_or_default() {
-            let Some(id) = user_of(partition, &name) else {
+            let Some(id) = UserId::named(partition, &name) else {
                 if let Some(path) = dir.entry(&name) {
                     let reason = CorruptReason::Value("not the name of a user's directory");
                     self.found(Severity::Minor, &path, 0, reason);
@@ -101,19 +101,19 @@ impl Checker<'_> {
                 continue;
             };
             if store.partitions.partition(id.user) != partition {
-                self.damage(&user_dir(&id), 0, CorruptReason::Identity);
+                self.damage(&id.dir(), 0, CorruptReason::Identity);
             }
             let redo = redo.remove(&id).unwrap_or_default();
             self.user(store, id, &redo);
         }
         for (id, redo) in redo {
             if redo.created.is_none() {
-                self.damage(&user_dir(&id), 0, CorruptReason::Truncated);
+                self.damage(&id.dir(), 0, CorruptReason::Truncated);
             }
             let names = BTreeMap::new();
             let place = Place {
                 id,
-                dir: user_dir(&id),
+                dir: id.dir(),
                 redo: &redo,
                 names,
             };
@@ -121,8 +121,8 @@ impl Checker<'_> {
         }
     }
 
-    fn user(&mut self, store: &StoreFile, id: UserId, redo: &UserRedo) {
-        let dir = user_dir(&id);
+    pub(crate) fn user(&mut self, store: &StoreFile, id: UserId, redo: &UserRedo) {
+        let dir = id.dir();
         let Some(names) = self.list(&dir) else { return };
         let names = names.into_iter().collect();
         let place = Place {
@@ -518,42 +518,40 @@ impl Fold {
     }
 }
 
-fn user_dir(id: &UserId) -> RelPath {
-    RelPath::user_dir(id.partition, id.user, id.ordinal)
-}
-
-/// The user of a directory name; only the form that the engine writes.
-fn user_of(partition: PartitionId, name: &str) -> Option<UserId> {
-    let (hash, ordinal) = name.split_once('-')?;
-    let user = UserHash::new(u64::from_str_radix(hash, 16).ok()?);
-    let id = UserId {
-        partition,
-        user,
-        ordinal: ordinal.parse().ok()?,
-    };
-    (user_dir(&id).file_name() == name).then_some(id)
+impl UserId {
+    /// The user of a directory name; only the form that the engine writes.
+    pub(crate) fn named(partition: PartitionId, name: &str) -> Option<Self> {
+        let (hash, ordinal) = name.split_once('-')?;
+        let user = UserHash::new(u64::from_str_radix(hash, 16).ok()?);
+        let id = Self {
+            partition,
+            user,
+            ordinal: ordinal.parse().ok()?,
+        };
+        (id.dir().file_name() == name).then_some(id)
+    }
 }
 
 /// Whether a file was never promised to anybody.
-fn is_unborn(name: &str) -> bool {
+pub(crate) fn is_unborn(name: &str) -> bool {
     name.rsplit_once('.')
         .is_some_and(|(_, end)| end == "part" || end == "new")
 }
 
 /// The generation of an info file's name.
-fn info_of(name: &str) -> Option<u32> {
+pub(crate) fn info_of(name: &str) -> Option<u32> {
     hex8(name.strip_prefix("info.")?)
 }
 
 /// The segment of a segment's name, shared or of one message.
-fn segment_of(name: &str) -> Option<u32> {
+pub(crate) fn segment_of(name: &str) -> Option<u32> {
     let mut parts = name.strip_suffix(".mbox")?.split('.').map(hex8);
     let segment = parts.next()??;
     parts.all(|part| part.is_some()).then_some(segment)
 }
 
 /// Exactly 8 lower-case digits.
-fn hex8(text: &str) -> Option<u32> {
+pub(crate) fn hex8(text: &str) -> Option<u32> {
     let value = u32::from_str_radix(text, 16).ok()?;
     (format!("{value:08x}") == text).then_some(value)
 }

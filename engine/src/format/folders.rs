@@ -74,6 +74,13 @@ impl Folders {
     }
 }
 
+/// A name as it stands in the file: printable ASCII.
+pub fn escaped(name: &[u8]) -> String {
+    let mut out = String::new();
+    text::escape(name, &mut out);
+    out
+}
+
 /// `mailbox <8 hex> <8 hex> <escaped name>`.
 fn folder(line: &str) -> Option<Folder> {
     let mut words = line.strip_prefix("mailbox ")?.split(' ');

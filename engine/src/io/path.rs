@@ -76,6 +76,16 @@ impl RelPath {
         Self::new("STORE".to_owned())
     }
 
+    /// `lost`: what a repair set aside.
+    pub fn lost_dir() -> Self {
+        Self::new("lost".to_owned())
+    }
+
+    /// `lost/<name>`. The name is ASCII and has no slash.
+    pub fn lost(name: &str) -> Self {
+        Self::new(format!("lost/{name}"))
+    }
+
     /// `log/<id>`: one shard's log.
     pub fn log_dir(log_id: u32) -> Self {
         Self::new(format!("log/{log_id:02x}"))
