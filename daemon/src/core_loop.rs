@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::conn::{self, Connection};
 use crate::delivery::{self, Delivery, Part};
 use crate::delivery_id::RandomIds;
+use crate::gate::Gates;
 use crate::letter::{Answer, CoreReport, Door, DoorReport, Guest, Letter, Settings, Word};
 use crate::mesh::{Endpoint, Wake};
 use crate::rt;
@@ -82,6 +83,8 @@ pub struct Seat {
     pub partitions: PartitionCount,
     /// The store's uuid.
     pub store_id: Option<StoreId>,
+    /// What each core says of new mail.
+    pub gates: Arc<Gates>,
     /// Entropy for ids.
     pub entropy: [u8; 16],
 }
@@ -100,6 +103,8 @@ pub struct Core {
     pub partitions: PartitionCount,
     /// The store's uuid.
     pub store_id: Option<StoreId>,
+    /// What each core says of new mail.
+    gates: Arc<Gates>,
     /// From here on a message goes through a stage file.
     pub large_bytes: usize,
     settings: RefCell<Arc<Settings>>,
@@ -153,6 +158,7 @@ impl Core {
             hash_key: seat.hash_key,
             partitions: seat.partitions,
             store_id: seat.store_id,
+            gates: seat.gates,
             large_bytes: usize::try_from(large_bytes).unwrap_or(usize::MAX),
             settings: RefCell::new(seat.settings),
             host: RefCell::new(host),
@@ -185,6 +191,11 @@ impl Core {
     /// The core whose shard has a user's mail.
     pub fn owner(&self, user: &UserKey) -> usize {
         core_of(user.partition(), self.cores)
+    }
+
+    /// Why new mail for this user would be refused, whatever it is: asked when a recipient is named.
+    pub fn refusal(&self, user: &UserKey) -> Option<Refused> {
+        self.gates.refusal(self.owner(user))
     }
 
     /// A user by canonical name.
@@ -278,6 +289,8 @@ impl Core {
     }
 
     fn give_out(&self, events: &mut Vec<Event>) {
+        let says = self.host.borrow().takes_mail(self.now());
+        self.gates.set(self.index, &says);
         let refused = std::mem::take(&mut *self.refused.borrow_mut());
         for (waiter, refused) in refused {
             self.give(waiter, Answer::Refused(refused));

@@ -60,12 +60,34 @@ pub trait Sink {
     fn unblocked(&self, tag: u64);
 }
 
+/// A recipient that exists.
+#[derive(Clone, Debug)]
+pub struct Mailee {
+    /// The canonical user.
+    pub user: UserKey,
+    /// The mailbox that the envelope asks for, if it is not INBOX.
+    pub folder: Option<Arc<str>>,
+}
+
+impl Mailee {
+    /// `wish` is a mailbox from the command line or an address's detail, any bytes. One that no
+    /// mailbox can be called, and an empty one, is INBOX (mail.md 6.1).
+    pub fn new(user: UserKey, wish: &[u8]) -> Self {
+        let named = std::str::from_utf8(wish).ok();
+        let folder = named.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("INBOX"));
+        Self {
+            user,
+            folder: folder.map(Arc::from),
+        }
+    }
+}
+
 /// How a delivery begins.
 pub struct Envelope {
     /// Envelope sender, empty for the null sender.
     pub sender: Bytes,
-    /// Canonical users, in the order of the replies.
-    pub users: Vec<UserKey>,
+    /// Who gets it, in the order of the replies.
+    pub users: Vec<Mailee>,
     /// Announced size in bytes, if any.
     pub size_hint: Option<u64>,
     /// Where it came in.
@@ -83,13 +105,15 @@ pub struct Delivery {
 }
 
 struct State {
-    users: Vec<UserKey>,
+    users: Vec<Mailee>,
     size_hint: Option<u64>,
     /// `None` once it is finished, refused or given up.
     preparer: Option<Preparer>,
     prepared: Option<Prepared>,
     spill: Spill,
     input: Input,
+    /// Bytes of a body that the shards have and did not answer yet.
+    handed_over: u64,
     /// Bytes counted among those being received.
     counted: u64,
     /// Recipient indexes of each append, by group; several stand for one if an address is repeated.
@@ -150,6 +174,7 @@ impl Delivery {
                 prepared: None,
                 spill: Spill::default(),
                 input: Input::Open,
+                handed_over: 0,
                 counted: 0,
                 groups: Vec::new(),
                 groups_open: 0,
@@ -341,11 +366,12 @@ impl Delivery {
         }
     }
 
-    fn guid(&self, user: Option<&UserKey>, summary: &Summary) -> Guid {
-        match (user, summary.received_field) {
-            (Some(user), ReceivedField::Present) => delivery_id(
+    fn guid(&self, mailee: Option<&Mailee>, summary: &Summary) -> Guid {
+        match (mailee, summary.received_field) {
+            (Some(mailee), ReceivedField::Present) => delivery_id(
                 &self.core.hash_key,
-                user,
+                &mailee.user,
+                // The same in every mailbox of the user: the filter knows mailboxes apart.
                 MailboxId::INBOX,
                 &self.sender,
                 &summary.content_hash,
@@ -363,10 +389,14 @@ impl Delivery {
         };
         let internal_date = self.core.now().wall;
         let mut appends: BTreeMap<usize, (Group, Vec<Recipient>)> = BTreeMap::new();
-        let mut seen: BTreeMap<Bytes, (usize, usize)> = BTreeMap::new();
+        let mut seen: BTreeMap<_, usize> = BTreeMap::new();
         let many = state.users.len() > 1;
-        for (index, user) in std::mem::take(&mut state.users).into_iter().enumerate() {
-            let owner = self.core.owner(&user);
+        if let Body::Small(body) = body {
+            state.handed_over = u64::try_from(body.stored.len()).unwrap_or(u64::MAX);
+        }
+        self.recount(state);
+        for (index, mailee) in std::mem::take(&mut state.users).into_iter().enumerate() {
+            let owner = self.core.owner(&mailee.user);
             let (group, recipients) = appends.entry(owner).or_insert_with(|| {
                 (
                     Group {
@@ -378,23 +408,25 @@ impl Delivery {
                 )
             });
             if many {
-                let name = Bytes::copy_from_slice(user.name());
-                if let Some((_, place)) = seen.get(&name) {
+                let name = Bytes::copy_from_slice(mailee.user.name());
+                let name = (name, mailee.folder.clone());
+                if let Some(place) = seen.get(&name).copied() {
                     group
                         .indexes
-                        .get_mut(*place)
+                        .get_mut(place)
                         .expect("was put there")
                         .push(index);
                     continue;
                 }
-                seen.insert(name, (owner, recipients.len()));
+                seen.insert(name, recipients.len());
             }
-            let guid = self.guid(Some(&user), summary);
+            let guid = self.guid(Some(&mailee), summary);
             group.guids.push(guid);
             group.indexes.push(vec![index]);
             recipients.push(Recipient {
-                user,
+                user: mailee.user,
                 mailbox: MailboxId::INBOX,
+                folder: mailee.folder,
                 guid,
                 dedupe,
                 internal_date,
@@ -430,6 +462,8 @@ impl Delivery {
         };
         state.groups_open -= 1;
         if state.groups_open == 0 {
+            state.handed_over = 0;
+            self.recount(&mut state);
             self.drop_stage(&mut state);
         }
         let mut told = Vec::with_capacity(group.indexes.len());
@@ -515,10 +549,11 @@ impl Delivery {
         }
     }
 
-    /// Keeps the core's sum of bytes being received.
+    /// Keeps the core's sum of bytes being received, or received and not answered.
     fn recount(&self, state: &mut State) {
         let buffered = state.preparer.as_ref().map_or(0, Preparer::buffered_len);
         let buffered = u64::try_from(buffered).unwrap_or(u64::MAX);
+        let buffered = buffered.saturating_add(state.handed_over);
         self.core.recount_receiving(state.counted, buffered);
         state.counted = buffered;
     }

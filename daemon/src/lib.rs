@@ -16,6 +16,7 @@ pub mod core_loop;
 pub mod delivery;
 pub mod delivery_id;
 pub mod exit;
+pub mod gate;
 pub mod letter;
 pub mod listen;
 pub mod lmtp;

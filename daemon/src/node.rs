@@ -26,6 +26,7 @@ use crate::accounts::{Accounts, AccountsError};
 use crate::clock;
 use crate::config::{Address, Config, ConfigError};
 use crate::core_loop::{self, Seat};
+use crate::gate::Gates;
 use crate::letter::{Letter, Settings};
 use crate::mesh::{Endpoint, mesh};
 use crate::shard_host::ShardHost;
@@ -106,6 +107,7 @@ pub fn run(config: Config, start: Start) -> Result<(), NodeError> {
         .map_err(io::Error::from)
         .map_err(NodeError::system("make an eventfd"))?;
     let mut ends = ends.into_iter();
+    let gates = Arc::new(Gates::new(cores));
     let mut threads = Vec::new();
     for index in 0..cores {
         let endpoint = ends.next().expect("one for each core and one for control");
@@ -117,6 +119,7 @@ pub fn run(config: Config, start: Start) -> Result<(), NodeError> {
             hash_key: store.key(),
             partitions: store.partitions(),
             store_id: StoreId::new(store.id().bytes()),
+            gates: Arc::clone(&gates),
             entropy: entropy()?,
         };
         let cpu = (cpus.len() >= cores)

@@ -78,6 +78,11 @@ impl ShardHost {
         self.shard.poll_and_gather(now, events);
     }
 
+    /// Whether new mail could be taken now.
+    pub fn takes_mail(&self, now: Now) -> Result<(), Refused> {
+        self.shard.takes_mail(now)
+    }
+
     /// Whether an open batch waits for nothing but [`Self::poll`].
     pub fn is_gathering(&self) -> bool {
         self.shard.is_gathering()

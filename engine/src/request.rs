@@ -312,8 +312,11 @@ pub enum Body {
 pub struct Recipient {
     /// The account's canonical user.
     pub user: UserKey,
-    /// INBOX unless the detail names another existing mailbox.
+    /// Where it goes if there is no `folder`, or no such one.
     pub mailbox: MailboxId,
+    /// The mailbox that the address asks for by name: an exact match, else one that differs in
+    /// ASCII case only (mail.md 6.1).
+    pub folder: Option<Arc<str>>,
     /// The delivery id, or random under [`Dedupe::No`].
     pub guid: Guid,
     /// Whether the guid is looked up among recent deliveries.

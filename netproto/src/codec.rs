@@ -85,7 +85,8 @@ impl Decoder {
         let (header, kind) = match self.header {
             Some(checked) => checked,
             None => match self.take_header() {
-                None => return Ok(None),
+                // Whoever speaks another protocol may wait for an answer before it says more.
+                None => return self.check_magic().map(|()| None),
                 Some(header) => {
                     let kind = check_header(&header, self.payload_bytes_max)?;
                     self.header = Some((header, kind));
@@ -107,6 +108,15 @@ impl Decoder {
             kind,
             payload,
         }))
+    }
+
+    /// Of a header that is not complete.
+    fn check_magic(&self) -> Result<(), DecodeError> {
+        let begun = self.head.get(..self.head_len).unwrap_or_default();
+        match begun.first_chunk() {
+            Some(found) if *found != MAGIC => Err(DecodeError::Magic { found: *found }),
+            _ => Ok(()),
+        }
     }
 
     fn take_header(&mut self) -> Option<FrameHeader> {

@@ -345,7 +345,10 @@ impl Page {
                 float(disk_free_bytes(reports)),
             ),
             (
-                ("receiving_bytes", "Bytes of messages being received"),
+                (
+                    "receiving_bytes",
+                    "Bytes of messages being received, or received and not answered",
+                ),
                 float(total(|report| report.receiving_bytes)),
             ),
             (

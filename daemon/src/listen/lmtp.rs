@@ -10,13 +10,12 @@ use bytes::Bytes;
 use ringpost_engine::limits::RECIPIENTS_MAX;
 use ringpost_engine::request::{BusyReason, MonotonicNs, Refused};
 use ringpost_netproto::frame::Status;
-use ringpost_netproto::placement::UserKey;
 
 use super::node::RECEIVING_BYTES_MAX;
 use crate::address::Address;
 use crate::conn::{Readiness, Session, Wire};
 use crate::core_loop::{Core, Phase};
-use crate::delivery::{Delivery, Envelope, Result as Outcome, Sink};
+use crate::delivery::{Delivery, Envelope, Mailee, Result as Outcome, Sink};
 use crate::letter::Door;
 use crate::lmtp::{self, Event, LmtpConfig, Reply};
 
@@ -36,7 +35,7 @@ pub struct LmtpDoor {
     /// What was read and not taken.
     input: RefCell<Bytes>,
     /// The accepted recipients of the open transaction.
-    users: RefCell<Vec<UserKey>>,
+    users: RefCell<Vec<Mailee>>,
     delivery: RefCell<Option<Rc<Delivery>>>,
     /// Tells this transaction's answers from late ones.
     tag: Cell<u64>,
@@ -138,9 +137,16 @@ impl LmtpDoor {
         }
         let settings = self.core.settings();
         let account = settings.accounts.resolve(address.local(), address.domain());
-        match account.and_then(|account| self.core.user(&account.name)) {
-            Some(user) => {
-                users.push(user);
+        let found = account.and_then(|account| {
+            let user = self.core.user(&account.name)?;
+            Some((user, account.detail.unwrap_or_default()))
+        });
+        match found {
+            Some((user, wish)) => {
+                if let Some(refused) = self.core.refusal(&user) {
+                    return Reply::refused(&refused);
+                }
+                users.push(Mailee::new(user, &wish));
                 Reply::recipient_ok()
             }
             None => Reply::of(Status::NoUser),

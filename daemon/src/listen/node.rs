@@ -14,7 +14,6 @@ use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::NodeId;
 use ringpost_netproto::limits::BACKLOG_BYTES_SOFT;
 use ringpost_netproto::message::deliver::{DeliverRecipient, DeliverRequest, RecipientReply};
-use ringpost_netproto::placement::UserKey;
 use ringpost_netproto::session::Config;
 use ringpost_netproto::session::server::{Event, RequestId, ServerSession};
 use ringpost_netproto::version::{Hello, Role};
@@ -22,7 +21,7 @@ use ringpost_netproto::version::{Hello, Role};
 use crate::address::Address;
 use crate::conn::{Readiness, Session, Wire};
 use crate::core_loop::{Core, Phase};
-use crate::delivery::{Delivery, Envelope, Result as Outcome, Sink};
+use crate::delivery::{Delivery, Envelope, Mailee, Result as Outcome, Sink};
 use crate::letter::{Door, Trust};
 use crate::lmtp;
 
@@ -185,7 +184,7 @@ impl NodeSession {
     }
 
     /// The user of a recipient, or why there is none.
-    fn find(&self, recipient: &DeliverRecipient) -> Result<UserKey, (Status, &'static str)> {
+    fn find(&self, recipient: &DeliverRecipient) -> Result<Mailee, (Status, &'static str)> {
         const UNKNOWN: (Status, &str) = (Status::NoUser, "no such user");
         recipient.check()?;
         let settings = self.core.settings();
@@ -194,7 +193,15 @@ impl NodeSession {
         };
         let account = settings.accounts.resolve(address.local(), address.domain());
         let account = account.ok_or(UNKNOWN)?;
-        self.core.user(&account.name).ok_or(UNKNOWN)
+        let user = self.core.user(&account.name).ok_or(UNKNOWN)?;
+        if let Some(refused) = self.core.refusal(&user) {
+            return Err((status_of(&refused), "no room for new mail now, try again"));
+        }
+        let detail = account.detail.unwrap_or_default();
+        Ok(Mailee::new(
+            user,
+            recipient.mailbox.as_deref().unwrap_or(&detail),
+        ))
     }
 
     fn data(&self, id: RequestId, data: &[u8]) {

@@ -26,6 +26,7 @@ use ringpost_netproto::message::MailboxRef;
 use ringpost_netproto::message::deliver::{DeliverRecipient, DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::FetchRequest;
 use ringpost_netproto::message::list::{ListPage, ListRequest};
+use ringpost_netproto::message::mailbox::MailboxStatus;
 use ringpost_netproto::version::Role;
 
 /// Nothing a test waits for takes longer, even on two busy cores.
@@ -396,6 +397,30 @@ impl NodeClient {
             &Bytes::copy_from_slice(message),
             Deadline::after(BOUND),
         )
+    }
+
+    /// Delivers a message to one recipient, into a mailbox by name (`-m`).
+    pub(crate) fn deliver_into(
+        &mut self,
+        recipient: &str,
+        mailbox: &str,
+        message: &[u8],
+    ) -> RecipientReply {
+        let mut request = deliver_request(&[recipient]);
+        request.recipients[0].mailbox = Some(Bytes::copy_from_slice(mailbox.as_bytes()));
+        let body = Bytes::copy_from_slice(message);
+        let replies = self.0.deliver(&request, &body, Deadline::after(BOUND));
+        replies.unwrap().remove(0)
+    }
+
+    /// How many messages each of a user's mailboxes has.
+    pub(crate) fn mailboxes(&mut self, user: &str) -> Vec<(String, u32)> {
+        let found = self.0.mailboxes(user.as_bytes(), Deadline::after(BOUND));
+        let about = |status: MailboxStatus| {
+            let name = String::from_utf8_lossy(&status.name).into_owned();
+            (name, status.messages_count)
+        };
+        found.unwrap().into_iter().map(about).collect()
     }
 
     /// Begins a message, sends so many bytes of it, and is gone.

@@ -307,6 +307,7 @@ impl<I: Io> Shard<I> {
 
     /// Places what is left of an append. `false`: no room now, try again.
     fn place(&mut self, now: Now, index: usize) -> bool {
+        self.resolve_folders(index);
         let body = self
             .appends
             .get(index)
@@ -335,6 +336,25 @@ impl<I: Io> Shard<I> {
         }
         self.finish_if_decided(now, index);
         true
+    }
+
+    /// Replaces the names of mailboxes by their ids, once.
+    fn resolve_folders(&mut self, index: usize) {
+        let append = self.appends.get_mut(index).expect("a ready append is open");
+        for (recipient, user) in append.group.recipients.iter_mut().zip(&append.users) {
+            if let Some(name) = recipient.folder.take() {
+                let live = self.users.get(*user).live();
+                let tails = live.into_iter().flat_map(|live| &live.tail.mailboxes);
+                let there = tails.filter(|tail| tail.takes_mail());
+                let there = there.map(|tail| (tail.mailbox, &*tail.name));
+                // A user who is not there yet begins with these.
+                let absent = live.is_some_and(|live| live.tail.existence == Existence::Absent);
+                let first = FIRST_MAILBOXES.iter().filter(|_| absent);
+                let first = first.map(|(mailbox, name, _)| (*mailbox, *name));
+                let found = named(&name, there.chain(first));
+                recipient.mailbox = found.unwrap_or(recipient.mailbox);
+            }
+        }
     }
 
     /// First pass: settles what needs no record and picks the next recipients to store, as many as
@@ -555,6 +575,15 @@ impl<I: Io> Shard<I> {
     pub(super) fn user_queue_is_full(&self, index: usize) -> bool {
         self.users.get(index).waiting.len() >= USER_QUEUE_MAX
     }
+}
+
+/// The mailbox of this name: exactly so, else but for ASCII case.
+fn named<'a>(name: &str, all: impl Iterator<Item = (MailboxId, &'a str)>) -> Option<MailboxId> {
+    let alike: SmallVec<[_; 4]> = all
+        .filter(|(_, other)| other.eq_ignore_ascii_case(name))
+        .collect();
+    let exact = alike.iter().find(|(_, other)| *other == name);
+    exact.or(alike.first()).map(|(mailbox, _)| *mailbox)
 }
 
 fn is_first_mailbox(mailbox: MailboxId) -> bool {

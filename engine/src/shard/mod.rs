@@ -185,7 +185,6 @@ pub struct Shard<I: Io> {
 impl<I: Io> Shard<I> {
     /// Whether a message for this user could be taken now. Reserves nothing.
     pub fn admit(&mut self, now: Now, ask: &Admit) -> Result<(), Refused> {
-        self.accepts_mail()?;
         if !self.identity.owns(&ask.user) {
             return Err(Refused::WrongShard);
         }
@@ -195,6 +194,13 @@ impl<I: Io> Shard<I> {
         {
             return Err(Refused::TooLarge);
         }
+        self.takes_mail(now)
+    }
+
+    /// Whether new mail could be taken now, whoever it is for. What `admit` says beyond this is of
+    /// one user or one message.
+    pub fn takes_mail(&self, now: Now) -> Result<(), Refused> {
+        self.accepts_mail()?;
         if self.oldest_append_ns(now) > APPEND_AGE_MAX_NS {
             return Err(Refused::Busy(
                 self.pressure().unwrap_or(BusyReason::SlowDisk),
@@ -396,7 +402,7 @@ impl<I: Io> Shard<I> {
         let checkpoint = self
             .checkpoint
             .due(self.config.checkpoint_interval_ns, dirty);
-        let busy = dirty || self.has_work() || self.space.refused;
+        let busy = dirty || self.has_work() || self.disk_is_full();
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
         [unsent, noop, refusal, self.changes_due(), checkpoint, space]
             .into_iter()
@@ -476,7 +482,7 @@ impl<I: Io> Shard<I> {
             .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
         let look = self.space.looking == Looking::No
             && now.monotonic >= self.space.looked_at.after(SPACE_INTERVAL_NS)
-            && (!self.dirty.is_empty() || self.has_work() || self.space.refused);
+            && (!self.dirty.is_empty() || self.has_work() || self.disk_is_full());
         if look {
             self.space.looking = Looking::Yes;
             self.ops.start(Op::FreeSpace, Purpose::Space);

@@ -343,6 +343,7 @@ impl Bench {
             recipients: vec![Recipient {
                 user: user(name),
                 mailbox,
+                folder: None,
                 guid: guid(number),
                 dedupe: Dedupe::No,
                 internal_date: WallNs::new(1_000_000_000_000_000_000 + number),

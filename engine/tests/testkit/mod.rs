@@ -162,6 +162,7 @@ impl Bench {
         let recipient = |name: &&str| Recipient {
             user: user(name),
             mailbox: MailboxId::INBOX,
+            folder: None,
             guid: guid(number),
             dedupe: Dedupe::Yes,
             internal_date: WallNs::new(WALL + number * 1_000_000_000),
