@@ -407,7 +407,9 @@ impl NodeClient {
         message: &[u8],
     ) -> RecipientReply {
         let mut request = deliver_request(&[recipient]);
-        request.recipients[0].mailbox = Some(Bytes::copy_from_slice(mailbox.as_bytes()));
+        for recipient in &mut request.recipients {
+            recipient.mailbox = Some(Bytes::copy_from_slice(mailbox.as_bytes()));
+        }
         let body = Bytes::copy_from_slice(message);
         let replies = self.0.deliver(&request, &body, Deadline::after(BOUND));
         replies.unwrap().remove(0)
