@@ -48,8 +48,8 @@ pub const MAILBOXES_MAX: usize = 4_096;
 /// Keywords of one mailbox: each is a bit of 64.
 pub const KEYWORDS_MAX: usize = 64;
 
-/// Ranges of a set of uids in one request.
-pub const UID_RANGES_MAX: usize = 65_536;
+/// Ranges of a set of uids in one request: 128 KiB, of which each ticket may hold one.
+pub const UID_RANGES_MAX: usize = 16_384;
 
 /// Snapshots open at a time per shard; each is an IMAP session in a mailbox.
 pub const SNAPSHOTS_MAX: usize = 16_384;

@@ -573,7 +573,8 @@ impl<I: Io> Shard<I> {
 
     /// Whether too many requests wait for one user.
     pub(super) fn user_queue_is_full(&self, index: usize) -> bool {
-        self.users.get(index).waiting.len() >= USER_QUEUE_MAX
+        let user = self.users.get(index);
+        user.waiting.len() + user.changes.len() >= USER_QUEUE_MAX
     }
 }
 

@@ -237,8 +237,7 @@ impl<I: Io> Shard<I> {
             return Some(BusyReason::Log);
         }
         let records_max = self.config.pending_records_max;
-        (self.pending_records >= records_max.saturating_mul(2))
-            .then_some(BusyReason::PendingRecords)
+        (self.pending_records >= records_max).then_some(BusyReason::PendingRecords)
     }
 
     /// Decides a change on what is visible now.
@@ -347,10 +346,12 @@ impl<I: Io> Shard<I> {
             return;
         }
         let durable = self.positions.durable_to();
-        // What is left of a copy's reservation is nothing: all of it was encoded or failed.
         let plan = std::mem::replace(&mut open.plan, Plan::None);
         let (ticket, user) = (open.ticket, open.user);
         let is_store = matches!(open.wish, Wish::Store { .. });
+        if let Plan::Copy(plan) = &plan {
+            self.release_copies(user, plan);
+        }
         let tail = self.users.get(user).live().map(|live| &live.tail);
         let event = match plan {
             Plan::Runs(runs) => {

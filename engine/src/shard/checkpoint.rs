@@ -580,7 +580,6 @@ impl<I: Io> Shard<I> {
             user.frozen_written = false;
             user.frozen_folders = Lag::No;
             self.unlink_unpinned(index);
-            self.users.forget_if_absent(index);
         }
         self.checkpoint.state = State::Idle;
         self.checkpoint.ended += 1;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Uid, WallNs};
 
+use super::append::FIRST_MAILBOXES;
 use crate::canary::{self, Canary};
 use crate::format::folders::{Folder, Folders};
 use crate::format::info::{ChangeKind, InfoHeader, MSG_FIXED_BYTES, MailboxOp, Run, Runs};
@@ -112,19 +113,7 @@ impl<'a, G> Steps<'a, G> {
         self.segments(&dir, &mut steps);
         self.large(&dir, &mut steps, &mut kept);
         self.info(&dir, created, &mut steps);
-        if let Some(data) = self.folders() {
-            let path = dir.folders();
-            // A new user has no older copy to keep until this one is durable.
-            steps.push(if created.is_some() {
-                Step::Write {
-                    path,
-                    offset: 0,
-                    pieces: vec![Piece::Bytes(data)],
-                }
-            } else {
-                Step::Replace { path, data }
-            });
-        }
+        steps.extend(self.folders(&dir));
         Todo { steps, kept }
     }
 
@@ -322,32 +311,53 @@ impl<'a, G> Steps<'a, G> {
 
     /// The text copy of the mailboxes, if this checkpoint changes them. Of a user in memory it may
     /// be ahead of the checkpoint, never of what is durable.
-    fn folders(&self) -> Option<Bytes> {
+    fn folders(&self, dir: &RelPath) -> Option<Step> {
         if self.user.frozen_folders == Lag::No {
             return None;
         }
         let mut changed = Tail::blank(Existence::Created, true);
+        let mut runs_count = 0;
         self.each_run(|run| {
             if let Run::Mailbox(run) = run {
                 changed.apply_mailbox(run);
+                runs_count += 1;
             }
         });
-        let (name, tail) = match (self.user.live(), self.created()) {
-            (Some(live), _) => (self.user.name.as_ref()?.to_vec(), &live.tail),
-            (None, Some((name, _))) => (name.to_vec(), &changed),
+        let path = dir.folders();
+        let created = self.created();
+        if let Some((name, _)) = created
+            && runs_count == FIRST_MAILBOXES.len()
+        {
+            // There is no older copy to keep, and whoever does this again writes the same bytes, or
+            // more of them aside: so it needs no sync of its own.
+            let data = text(name, &changed);
+            return Some(Step::Write {
+                path,
+                offset: 0,
+                pieces: vec![Piece::Bytes(data)],
+            });
+        }
+        let data = match (self.user.live(), created) {
+            (Some(live), _) => text(self.user.name.as_ref()?, &live.tail),
+            (None, Some((name, _))) => text(name, &changed),
             (None, None) => return None,
         };
-        let folder = |tail: &MailboxTail| Folder {
-            mailbox: tail.mailbox,
-            uidvalidity: tail.uidvalidity,
-            name: tail.name.to_string(),
-        };
-        let mut mailboxes: Vec<_> = tail.visible().map(folder).collect();
-        mailboxes.sort_by_key(|folder| folder.mailbox);
-        let folders = Folders {
-            user: name,
-            mailboxes,
-        };
-        Some(Bytes::from(folders.encode()))
+        Some(Step::Replace { path, data })
     }
+}
+
+/// The bytes of `folders`.
+fn text(name: &[u8], tail: &Tail) -> Bytes {
+    let folder = |tail: &MailboxTail| Folder {
+        mailbox: tail.mailbox,
+        uidvalidity: tail.uidvalidity,
+        name: tail.name.to_string(),
+    };
+    let mut mailboxes: Vec<_> = tail.visible().map(folder).collect();
+    mailboxes.sort_by_key(|folder| folder.mailbox);
+    let folders = Folders {
+        user: name.to_vec(),
+        mailboxes,
+    };
+    Bytes::from(folders.encode())
 }

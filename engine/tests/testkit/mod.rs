@@ -232,6 +232,17 @@ impl Bench {
         found.expect("it was answered").clone()
     }
 
+    /// The same, if it was answered.
+    pub(crate) fn try_outcomes(&self, ticket: Ticket) -> Option<Vec<Outcome>> {
+        self.events.iter().find_map(|event| match event {
+            Event::Appended {
+                ticket: other,
+                outcomes,
+            } if *other == ticket => Some(outcomes.clone()),
+            _ => None,
+        })
+    }
+
     pub(crate) fn deliver(&mut self, users: &[&str], number: u64, message: &[u8]) -> Vec<Outcome> {
         let ticket = self.append(users, number, message);
         self.settle();

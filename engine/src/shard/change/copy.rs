@@ -12,12 +12,12 @@ use ringpost_netproto::id::{MailboxId, Modseq, Uid, UidValidity};
 
 use super::copier::{Copier, Source};
 use super::{At, Change, Copied, Moves, Placed, Plan};
-use crate::error::{Corrupt, CorruptReason, IoError};
+use crate::error::IoError;
 use crate::format::crc;
 use crate::format::info::{CHANGE_RUN_BYTES, Msg, OWN_FILE};
 use crate::format::record::{Group, body_len, deliver_file_len, deliver_len, runs_len};
 use crate::format::store_line::STORE_LINE_BYTES;
-use crate::index::selected;
+use crate::index::{Index, IndexEntry, selected};
 use crate::io::{Done, Failed, Io, Op, RelPath};
 use crate::limits::{COPY_STEP_MAX, PREFIX_BYTES_MAX};
 use crate::ops::Purpose;
@@ -68,7 +68,7 @@ pub(in crate::shard) struct CopyPlan {
     moves: bool,
     /// Keywords of the source, by bit.
     words: Vec<Arc<str>>,
-    left: VecDeque<Source>,
+    left: VecDeque<Uid>,
     step: Step,
     items: Vec<Item>,
     /// Reads and links of the step that have not ended.
@@ -110,17 +110,9 @@ pub(super) fn plan(
     };
     let mut usage = Usage::default();
     for entry in selected(at.index.mailbox(from), uids) {
-        let bad = |reason: CorruptReason| {
-            Refused::Damaged(Arc::new(Corrupt {
-                file: "info".to_owned(),
-                offset: 0,
-                reason,
-            }))
-        };
-        let msg = entry.msg().map_err(bad)?;
-        usage = usage.plus(Usage::of(msg.rfc822_size));
-        let cache = entry.cache.clone();
-        plan.left.push_back(Source { msg, cache });
+        let size = entry.msg().map_or(0, |msg| msg.rfc822_size);
+        usage = usage.plus(Usage::of(size));
+        plan.left.push_back(entry.uid);
     }
     if let Moves::No(quota) = moves {
         within_quota(at.tail.usage(), usage, &quota)?;
@@ -192,12 +184,21 @@ impl CopyPlan {
         }
     }
 
-    /// Takes the messages of the next step.
-    fn begin_step(&mut self, payload_max: usize) {
+    /// Takes the messages of the next step: as many as one group can hold.
+    fn begin_step(&mut self, index: &Index, payload_max: usize) {
         let mut need = runs_len(0);
-        while let Some(source) = self.left.front()
+        while let Some(uid) = self.left.front().copied()
             && self.items.len() < COPY_STEP_MAX
         {
+            let found = index.find(self.from, uid);
+            let Some(Ok(msg)) = found.map(IndexEntry::msg) else {
+                // Nobody takes it away meanwhile, and its run held when it was read.
+                self.left.pop_front();
+                self.failed.push((uid, Refused::NoSuchMessage));
+                continue;
+            };
+            let cache = found.map_or(Bytes::new(), |entry| entry.cache.clone());
+            let source = Source { msg, cache };
             let more = source.need(&self.words, self.moves);
             if need + more > payload_max && !self.items.is_empty() {
                 break;
@@ -208,7 +209,7 @@ impl CopyPlan {
                 ItemState::Waits
             };
             need += more;
-            let source = self.left.pop_front().expect("just looked at");
+            self.left.pop_front();
             self.items.push(Item { source, state });
         }
         self.step = if self.items.is_empty() {
@@ -257,7 +258,10 @@ impl<I: Io> Shard<I> {
             self.encode_step(now, change, user, plan);
         }
         if plan.step == Step::No {
-            plan.begin_step(self.log.payload_max());
+            let live = self.users.get(user).live();
+            let index = live.and_then(|live| live.index.as_ref());
+            let index = index.expect("a change pins its user's index");
+            plan.begin_step(index, self.log.payload_max());
         }
         if plan.is_done() {
             Placed::All
