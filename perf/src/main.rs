@@ -16,6 +16,7 @@ mod environment;
 mod hist;
 mod process;
 mod programs;
+mod scale;
 mod schedule;
 mod scrape;
 mod signals;
@@ -45,6 +46,8 @@ enum Command {
     Deliver(deliver::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
     Disk(disk_command::Args),
+    /// Grow a mailbox, or a store, and measure every step
+    Scale(scale::Args),
     /// Kill a daemon, or take its disk away, at random moments under load
     Crash(crash::Options),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let done = signals::watch().and_then(|()| match &cli.command {
         Command::Deliver(args) => deliver::run(args),
         Command::Disk(args) => disk_command::run(args),
+        Command::Scale(args) => scale::run(args),
         Command::Crash(options) => crash::run(options),
     });
     done.unwrap_or_else(|error| {
