@@ -154,4 +154,16 @@ mod tests {
         });
         assert_eq!(back.join().unwrap()[..2], [1, 2]);
     }
+
+    #[test]
+    #[ignore = "wrong on purpose: the asan stage runs it alone and has to see it caught"]
+    fn freed_memory_is_read() {
+        let buf = AlignedBuf::zeroed(4096);
+        let start = buf.as_ptr();
+        drop(buf);
+        // SAFETY: there is none. Owner of the memory is the allocator; only the sanitizer, which ends
+        // the process here, may run this.
+        let byte = unsafe { start.read_volatile() };
+        assert_eq!(byte, 0);
+    }
 }

@@ -266,6 +266,12 @@ impl InFlight {
         self.slots.remove(key.index())
     }
 
+    /// Planted by `ring::mutants`: all slots, whoever still needs them.
+    #[cfg(test)]
+    pub(crate) fn take_all(&mut self) -> Vec<Slot> {
+        self.slots.drain().collect()
+    }
+
     /// Forgets what the kernel never saw. For the end of a ring.
     pub(crate) fn retain_in_kernel(&mut self) {
         self.slots.retain(|_, slot| slot.in_kernel);
@@ -275,20 +281,27 @@ impl InFlight {
 /// Handles of open files. A handle that was closed is never another file.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    files: Slab<(u32, Rc<OpenFile>)>,
+    open: Slab<(u32, Rc<OpenFile>)>,
     generation: u32,
+    /// Planted by `ring::mutants`: a handle is believed whatever its generation.
+    #[cfg(test)]
+    pub(crate) believes_stale: bool,
 }
 
 impl Files {
     pub(crate) fn insert(&mut self, file: OpenFile) -> FileId {
         self.generation = self.generation.wrapping_add(1);
-        let index = self.files.insert((self.generation, Rc::new(file)));
+        let index = self.open.insert((self.generation, Rc::new(file)));
         FileId(Key::new(index, self.generation).0)
     }
 
     pub(crate) fn find(&self, id: FileId) -> Option<Rc<OpenFile>> {
         let key = Key(id.0);
-        self.files
+        #[cfg(test)]
+        if self.believes_stale {
+            return self.open.get(key.index()).map(|(_, file)| Rc::clone(file));
+        }
+        self.open
             .get(key.index())
             .filter(|(generation, _)| *generation == key.generation())
             .map(|(_, file)| Rc::clone(file))
@@ -296,7 +309,7 @@ impl Files {
 
     pub(crate) fn remove(&mut self, id: FileId) -> Option<Rc<OpenFile>> {
         let file = self.find(id)?;
-        self.files.remove(Key(id.0).index());
+        self.open.remove(Key(id.0).index());
         Some(file)
     }
 }

@@ -157,6 +157,8 @@ pub struct UringIo {
     helping: usize,
     /// Transfers that were short, or asked to be tried again.
     continued: u64,
+    #[cfg(test)]
+    mutant: mutants::Mutant,
 }
 
 impl std::fmt::Debug for UringIo {
@@ -215,6 +217,8 @@ impl UringIo {
             answers,
             helping: 0,
             continued: 0,
+            #[cfg(test)]
+            mutant: mutants::Mutant::None,
         })
     }
 
@@ -314,6 +318,8 @@ impl UringIo {
         // in `conformance`, under AddressSanitizer.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the submission queue has room");
+        #[cfg(test)]
+        self.mutant.after_push(self.in_flight.slot(key));
     }
 
     /// Copies completions out and steps their slots.
@@ -481,6 +487,14 @@ impl Io for UringIo {
 }
 
 impl UringIo {
+    /// The ring once more, so that the end of this one does not end the kernel's.
+    #[cfg(test)]
+    fn another_handle(&self) -> OwnedFd {
+        // SAFETY: the descriptor is open for as long as `self`, and is borrowed for this call.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        ring.try_clone_to_owned().expect("a descriptor is free")
+    }
+
     /// Gives an op to a helper thread. Its slot keeps the token; the op travels.
     fn help(&mut self, op: Op, token: Token) {
         let key = self.in_flight.insert(token, Op::FreeSpace, None);
@@ -492,7 +506,13 @@ impl UringIo {
 impl Drop for UringIo {
     fn drop(&mut self) {
         self.reply.stopped.store(true, Ordering::Release);
-        self.drain();
+        #[cfg(test)]
+        let waits = self.mutant.waits(&mut self.in_flight, &mut self.in_kernel);
+        #[cfg(not(test))]
+        let waits = true;
+        if waits {
+            self.drain();
+        }
         while self.helping > 0 && self.answers.recv().is_ok() {
             self.helping -= 1;
         }
@@ -752,5 +772,7 @@ fn count(len: usize) -> u32 {
     u32::try_from(len).expect("every op is below 4 GiB")
 }
 
+#[cfg(test)]
+mod mutants;
 #[cfg(test)]
 pub(crate) mod tests;

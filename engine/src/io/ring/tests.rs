@@ -45,13 +45,34 @@ fn workers() -> usize {
 }
 
 /// A pipe that nobody writes to, as an open file of the ring.
-fn silent_pipe(io: &mut UringIo) -> (crate::io::FileId, OwnedFd) {
+pub(crate) fn silent_pipe(io: &mut UringIo) -> (crate::io::FileId, OwnedFd) {
     let (read, write) = nix::unistd::pipe().unwrap();
-    let file = io.files.insert(OpenFile {
-        fd: read,
-        path: entry("pipe"),
-    });
-    (file, write)
+    (adopt(io, read), write)
+}
+
+/// A descriptor as an open file of the ring.
+fn adopt(io: &mut UringIo, fd: OwnedFd) -> crate::io::FileId {
+    let path = entry("adopted");
+    io.files.insert(OpenFile { fd, path })
+}
+
+/// Drops a ring with reads in flight that nothing will ever answer, and sees whether the kernel has let
+/// go of them: the other end of the pipe knows whether there is a reader left.
+pub(crate) fn reads_in_flight_end_with_the_ring(mut io: UringIo) {
+    let (file, write) = silent_pipe(&mut io);
+    for token in 0..3 {
+        let op = Op::Read {
+            file,
+            offset: 0,
+            len: 4096,
+        };
+        io.submit(op, Token(token)).unwrap();
+    }
+    io.poll(&mut Vec::new());
+    assert_eq!(io.in_kernel, 3);
+    drop(io);
+    let error = nix::unistd::write(write.as_fd(), b"x").unwrap_err();
+    assert_eq!(error, nix::errno::Errno::EPIPE);
 }
 
 #[test]
@@ -84,6 +105,125 @@ fn a_read_that_never_completes_is_cancelled_at_the_drop() {
     // The other end sees that no reader is left.
     let error = nix::unistd::write(write.as_fd(), b"x").unwrap_err();
     assert_eq!(error, nix::errno::Errno::EPIPE);
+}
+
+#[test]
+fn a_receive_that_never_completes_is_cancelled_at_the_drop() {
+    let mut rig = Scratch::new();
+    let mut io = rig.io();
+    let (own, peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = adopt(&mut io, own.into());
+    let op = Op::Read {
+        file,
+        offset: 0,
+        len: 65536,
+    };
+    io.submit(op, Token(1)).unwrap();
+    io.poll(&mut Vec::new());
+    assert_eq!(io.in_kernel, 1);
+    drop(io);
+    let error = nix::unistd::write(&peer, b"x").unwrap_err();
+    assert_eq!(error, nix::errno::Errno::EPIPE);
+}
+
+#[test]
+fn a_closed_file_stays_open_for_the_read_in_flight() {
+    let mut rig = Scratch::new();
+    let mut io = rig.io();
+    let (file, write) = silent_pipe(&mut io);
+    let op = Op::Read {
+        file,
+        offset: 0,
+        len: 4096,
+    };
+    io.submit(op, Token(1)).unwrap();
+    io.submit(Op::Close { file }, Token(2)).unwrap();
+    let mut out = Vec::new();
+    io.poll(&mut out);
+    assert_eq!(out.remove(0).token, Token(2));
+    let closed = Op::Read {
+        file,
+        offset: 0,
+        len: 1,
+    };
+    io.submit(closed, Token(3)).unwrap();
+    io.poll(&mut out);
+    assert_eq!(out.remove(0).result.unwrap_err().error.errno, libc::EBADF);
+
+    assert_eq!(nix::unistd::write(&write, b"late").unwrap(), 4);
+    drop(write);
+    while out.is_empty() {
+        io.wait();
+        io.poll(&mut out);
+    }
+    match out.remove(0).result {
+        Ok(Done::Bytes(bytes)) => assert_eq!(bytes[..], b"late"[..]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_ring_may_be_dropped_at_any_moment() {
+    let mut rig = Scratch::new();
+    let log = Driver::new(rig.io()).log_file(1 << 20);
+    for seed in 0..60 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut disk = Driver::new(rig.io());
+        let (file, _) = disk.open(&log, OpenMode::Log);
+        let (silent, write) = silent_pipe(&mut disk.io);
+        let mut bufs = disk.io.log_bufs(8, 16384);
+        let mut out = Vec::new();
+        for token in 0..random.u64(1..60) {
+            let offset = random.u64(0..32) * 16384;
+            let op = match random.u8(0..7) {
+                0 | 1 => match bufs.pop() {
+                    Some(buf) if random.bool() => Op::LogWrite {
+                        file,
+                        offset,
+                        buf,
+                        len: 16384,
+                    },
+                    Some(buf) => Op::LogRead {
+                        file,
+                        offset,
+                        buf,
+                        len: 8192,
+                    },
+                    None => Op::Sync { file },
+                },
+                2 => Op::Read {
+                    file: silent,
+                    offset: 0,
+                    len: random.usize(1..70_000),
+                },
+                3 => Op::Open {
+                    path: log.clone(),
+                    mode: OpenMode::Read,
+                },
+                4 => Op::SyncDir {
+                    path: RelPath::root(),
+                },
+                5 => Op::ListDir {
+                    path: RelPath::root(),
+                },
+                _ => Op::Read {
+                    file: silent,
+                    offset: 0,
+                    len: 1,
+                },
+            };
+            disk.io.submit(op, Token(1_000 + token)).unwrap();
+            if random.u8(0..4) == 0 {
+                disk.io.poll(&mut out);
+            }
+            if random.u8(0..16) == 0 {
+                nix::unistd::write(&write, b"some bytes").unwrap();
+            }
+        }
+        drop(disk);
+        let error = nix::unistd::write(&write, b"x").unwrap_err();
+        assert_eq!(error, nix::errno::Errno::EPIPE, "seed {seed}");
+    }
 }
 
 /// Whether the file system writes past the page cache without blocking.
