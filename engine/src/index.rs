@@ -20,7 +20,7 @@ use crate::tail::Tail;
 
 pub(crate) use fold::{BadInfo, Folded, InfoFile, apply_run, fold};
 
-/// A message of the index. 112 bytes beside the info file's own, which it shares.
+/// A message of the index. 96 bytes beside the info file's own, which it shares.
 #[derive(Clone, Debug)]
 pub(crate) struct IndexEntry {
     pub(crate) uid: Uid,
@@ -284,7 +284,7 @@ impl Index {
 }
 
 /// Of an entry, without what it shares with the info file.
-const ENTRY_BYTES: usize = 112;
+const ENTRY_BYTES: usize = size_of::<IndexEntry>();
 
 fn dead_file(msg: &Msg) -> Option<DeadFile> {
     (msg.format_flags & OWN_FILE != 0).then_some(DeadFile {

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use ringpost_netproto::id::{MailboxId, UidValidity};
-use smallvec::SmallVec;
 
 use crate::format::info::{DELETED, Keyword, Mailbox, MailboxOp, Msg, SEEN, SpecialUse};
 use crate::request::{MailboxStatus, Subscribed};
@@ -139,7 +138,7 @@ pub(crate) struct Tail {
     /// Of what is visible.
     pub(crate) modseq_visible: u64,
     pub(crate) uidvalidity_max: u32,
-    pub(crate) mailboxes: SmallVec<[MailboxTail; 1]>,
+    pub(crate) mailboxes: Vec<MailboxTail>,
     /// Visible messages of all mailboxes and their RFC822.SIZE.
     pub(crate) used: Usage,
     /// Messages written, or about to be, and not visible yet.
@@ -204,7 +203,7 @@ impl Tail {
             modseq: 0,
             modseq_visible: 0,
             uidvalidity_max: 0,
-            mailboxes: SmallVec::new(),
+            mailboxes: Vec::new(),
             used: Usage::default(),
             reserved: Usage::default(),
             moving: Usage::default(),

@@ -21,9 +21,7 @@ use crate::format::info::{SLOT, SpecialUse};
 use crate::format::record::{body_len, deliver_file_len, deliver_len};
 use crate::format::store_line::STORE_LINE_FLAGS;
 use crate::io::Io;
-use crate::limits::{
-    APPEND_AGE_MAX_NS, CACHE_SLOTS_MAX, PREFIX_BYTES_MAX, RECIPIENTS_MAX, USER_QUEUE_MAX,
-};
+use crate::limits::{APPEND_AGE_MAX_NS, CACHE_SLOTS_MAX, PREFIX_BYTES_MAX, RECIPIENTS_MAX};
 use crate::pending::Entry;
 use crate::position::Lsn;
 use crate::prepare::Summary;
@@ -243,35 +241,6 @@ impl<I: Io> Shard<I> {
         if self.want_user(to, &key, Waiter::Append(index)) == 0 {
             self.append_user_loaded(index);
         }
-    }
-
-    /// Age of the oldest append without an answer that waits for room, in ns.
-    pub(super) fn oldest_append_ns(&self, now: Now) -> u64 {
-        let oldest = self
-            .ready
-            .front()
-            .and_then(|index| self.appends.get(*index));
-        oldest.map_or(0, |append| now.monotonic.since(append.since))
-    }
-
-    /// Which bound keeps new mail waiting, if any (storage.md 4.4).
-    pub(super) fn pressure(&self) -> Option<BusyReason> {
-        let used = self.log.used_bytes(self.positions.checkpointed_to().lsn());
-        let log_limit = self
-            .checkpoint
-            .log_limit(self.log.files().capacity_bytes_max());
-        if used >= log_limit {
-            return Some(BusyReason::Log);
-        }
-        let records_limit = self.config.pending_records_max * 95 / 100;
-        if self.pending_records >= records_limit.max(1) {
-            return Some(BusyReason::PendingRecords);
-        }
-        let bodies_limit = self.checkpoint.bodies_limit(self.config.pending_bytes_max);
-        if bodies_limit.is_some_and(|limit| self.bodies.bytes() >= limit) {
-            return Some(BusyReason::Bodies);
-        }
-        None
     }
 
     /// Encodes as many appends as there is room for, oldest first.
@@ -569,12 +538,6 @@ impl<I: Io> Shard<I> {
                 outcomes,
             });
         }
-    }
-
-    /// Whether too many requests wait for one user.
-    pub(super) fn user_queue_is_full(&self, index: usize) -> bool {
-        let user = self.users.get(index);
-        user.waiting.len() + user.changes.len() >= USER_QUEUE_MAX
     }
 }
 

@@ -10,6 +10,7 @@
 mod append;
 mod change;
 mod checkpoint;
+mod dispatch;
 mod encode;
 mod feed;
 mod fetch;
@@ -52,11 +53,10 @@ use append::{Append, Mark, Part};
 use change::Change;
 use checkpoint::Checkpoint;
 use feed::Watch;
-use fetch::Fetch;
 use large::LargeStep;
 use load::Loading;
 use partitions::Partitions;
-use read::{Page, Read, Wanted};
+use read::Read;
 use snapshot::Snapshots;
 use stage::Stages;
 
@@ -233,111 +233,6 @@ impl<I: Io> Shard<I> {
             self.tickets_open -= 1;
         }
         taken.map(|()| ticket)
-    }
-
-    /// Hands a request to the part of the shard that answers it.
-    fn dispatch(&mut self, now: Now, ticket: Ticket, request: Request) -> Result<(), Refused> {
-        match request {
-            Request::Append(group) => self.submit_append(now, ticket, group)?,
-            Request::StageBegin {
-                size_hint,
-                sender,
-                internal_date,
-            } => {
-                self.stage_begin(ticket, size_hint, &sender, internal_date)?;
-            }
-            Request::StageWrite { stage, data } => self.stage_write(ticket, stage, data)?,
-            Request::StageExpand { stage } => self.stage_expand(ticket, stage)?,
-            Request::StageFinish {
-                stage,
-                summary,
-                cache,
-                guid,
-            } => {
-                self.stage_finish(ticket, stage, *summary, cache, guid)?;
-            }
-            Request::StageDrop { stage } => self.stage_drop(stage),
-            Request::Mailboxes { user } => self.submit_read(ticket, &user, Wanted::Mailboxes)?,
-            Request::List {
-                user,
-                mailbox,
-                after,
-                entries_max,
-            } => {
-                let page = Page::new(mailbox, after, entries_max);
-                self.submit_read(ticket, &user, Wanted::List(page))?;
-            }
-            Request::Fetch {
-                user,
-                mailbox,
-                uid,
-                stored_offset,
-                bytes_max,
-            } => {
-                let fetch = Fetch::new((mailbox, uid), None, stored_offset, bytes_max);
-                self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
-            }
-            Request::Checkpoint => self.checkpoint.ask(ticket),
-            Request::Drain => {
-                self.phase = Phase::Draining(ticket);
-                self.refuse_watches();
-            }
-            other => return self.dispatch_mailbox(now, ticket, other),
-        }
-        Ok(())
-    }
-
-    /// The requests of mail clients.
-    fn dispatch_mailbox(
-        &mut self,
-        now: Now,
-        ticket: Ticket,
-        request: Request,
-    ) -> Result<(), Refused> {
-        match request {
-            Request::Changes {
-                user,
-                mailbox,
-                since,
-                after,
-                entries_max,
-            } => {
-                let page = Page::new(mailbox, after, entries_max);
-                let since = since.value();
-                self.submit_read(ticket, &user, Wanted::Changes { page, since })?;
-            }
-            Request::Watch {
-                user,
-                mailbox,
-                since,
-            } => {
-                self.accepts_mail()?;
-                self.admit_watch()?;
-                let since = since.value();
-                self.submit_read(ticket, &user, Wanted::Watch { mailbox, since })?;
-            }
-            Request::Unwatch { watch } => self.unwatch(watch),
-            Request::SnapshotOpen { user, mailbox } => {
-                self.submit_read(ticket, &user, Wanted::Snapshot(mailbox))?;
-            }
-            Request::SnapshotList {
-                snapshot,
-                after,
-                entries_max,
-            } => self.list_snapshot(ticket, snapshot, after, entries_max),
-            Request::SnapshotFetch {
-                snapshot,
-                uid,
-                stored_offset,
-                bytes_max,
-            } => self.fetch_snapshot(ticket, snapshot, uid, (stored_offset, bytes_max))?,
-            Request::SnapshotClose { snapshot } => self.close_snapshot(snapshot),
-            other => {
-                let (user, wish) = change::wish_of(other);
-                self.submit_change(now, ticket, user, wish)?;
-            }
-        }
-        Ok(())
     }
 
     /// Takes completions in, advances, and appends what came of it to `out`. Call it after requests
@@ -578,28 +473,5 @@ impl<I: Io> Shard<I> {
         self.refuse_watches();
         self.refuse_stages();
         self.events.push(Event::Fatal(fatal));
-    }
-}
-
-impl Request {
-    /// Whether an event answers it.
-    fn is_answered(&self) -> bool {
-        !matches!(
-            self,
-            Self::StageDrop { .. } | Self::Unwatch { .. } | Self::SnapshotClose { .. }
-        )
-    }
-
-    /// Whether it brings new mail.
-    fn is_mail(&self) -> bool {
-        matches!(
-            self,
-            Self::Append(_)
-                | Self::StageBegin { .. }
-                | Self::StageWrite { .. }
-                | Self::StageExpand { .. }
-                | Self::StageFinish { .. }
-                | Self::Drain
-        )
     }
 }

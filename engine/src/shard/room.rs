@@ -1,4 +1,5 @@
-//! Whether there is room for what is asked: quotas, keywords, bytes of a frame (storage.md 4.6).
+//! Whether there is room for what is asked: bounds of the shard (storage.md 4.4), quotas, keywords,
+//! bytes of a frame (4.6).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use super::append::Append;
 use crate::format::info::SLOT;
 use crate::format::record::{name_len, runs_len};
 use crate::io::Io;
-use crate::limits::KEYWORDS_MAX;
-use crate::request::{Limit, QuotaLimits, Refused, is_keyword};
+use crate::limits::{KEYWORDS_MAX, USER_QUEUE_MAX};
+use crate::request::{BusyReason, Limit, Now, QuotaLimits, Refused, is_keyword};
 use crate::tail::{Existence, MailboxTail, Usage};
 
 impl<I: Io> Shard<I> {
@@ -54,6 +55,41 @@ impl<I: Io> Shard<I> {
             return Err(Refused::TooLarge);
         }
         Ok(())
+    }
+
+    /// Age of the oldest append without an answer that waits for room, in ns.
+    pub(super) fn oldest_append_ns(&self, now: Now) -> u64 {
+        let oldest = self
+            .ready
+            .front()
+            .and_then(|index| self.appends.get(*index));
+        oldest.map_or(0, |append| now.monotonic.since(append.since))
+    }
+
+    /// Which bound keeps new mail waiting, if any (storage.md 4.4).
+    pub(super) fn pressure(&self) -> Option<BusyReason> {
+        let used = self.log.used_bytes(self.positions.checkpointed_to().lsn());
+        let log_limit = self
+            .checkpoint
+            .log_limit(self.log.files().capacity_bytes_max());
+        if used >= log_limit {
+            return Some(BusyReason::Log);
+        }
+        let records_limit = self.config.pending_records_max * 95 / 100;
+        if self.pending_records >= records_limit.max(1) {
+            return Some(BusyReason::PendingRecords);
+        }
+        let bodies_limit = self.checkpoint.bodies_limit(self.config.pending_bytes_max);
+        if bodies_limit.is_some_and(|limit| self.bodies.bytes() >= limit) {
+            return Some(BusyReason::Bodies);
+        }
+        None
+    }
+
+    /// Whether too many requests wait for one user.
+    pub(super) fn user_queue_is_full(&self, index: usize) -> bool {
+        let user = self.users.get(index);
+        user.waiting.len() + user.changes.len() >= USER_QUEUE_MAX
     }
 
     /// At most so many bytes of records that make a user, if it has to be made.
