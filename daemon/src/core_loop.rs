@@ -354,7 +354,11 @@ impl Core {
     fn log_notice(&self, notice: &Notice) {
         let core = self.index;
         match notice {
-            Notice::Corrupt(corrupt) => tracing::error!(core, %corrupt, "damaged bytes"),
+            Notice::Corrupt(corrupt) => tracing::error!(
+                core,
+                %corrupt,
+                "damaged bytes are not served; stop the daemon and run `ringpost repair --dry-run`"
+            ),
             Notice::DiskLow {
                 free_bytes,
                 floor_bytes,

@@ -7,8 +7,10 @@
 //! over the index, as recovery does; what a crash leaves behind is told apart from damage. Memory is
 //! bounded by the largest user's index and the records above the checkpoint.
 
+mod deep;
 mod derive;
 mod files;
+mod fold;
 mod frames;
 mod log;
 pub(crate) mod mend;
@@ -67,7 +69,43 @@ impl fmt::Display for Finding {
             Severity::Minor => "minor",
             Severity::Damage => "DAMAGE",
         };
-        write!(f, "{severity}: {}", self.corrupt)
+        write!(f, "{severity}: {}; {}", self.corrupt, self.advice())
+    }
+}
+
+impl Finding {
+    /// What to do about it.
+    pub fn advice(&self) -> &'static str {
+        let Corrupt { file, reason, .. } = &self.corrupt;
+        match (self.severity, reason) {
+            (_, CorruptReason::Version { .. }) => "use the version of Ringpost that wrote it",
+            (
+                _,
+                CorruptReason::Unreadable {
+                    errno: libc::ENOENT,
+                },
+            )
+            | (Severity::Damage, _)
+                if file == "STORE" =>
+            {
+                "`ringpost repair` can put one wrong byte right; else take STORE from a backup"
+            }
+            (_, CorruptReason::Unreadable { .. }) => {
+                "look at the device (dmesg, smartctl), copy the directory to another one as far as it \
+                 can be read, and run `ringpost repair` there"
+            }
+            (Severity::Expected, _) => "nothing is to be done, the next start takes care of it",
+            (Severity::Minor, CorruptReason::Disagree("the index does not name this file")) => {
+                "`ringpost repair` moves it to lost/"
+            }
+            (Severity::Minor, CorruptReason::Disagree(_)) => {
+                "no message is affected; what lists and searches show of it may be wrong"
+            }
+            (Severity::Minor, _) => "no message is affected; it is made anew in service",
+            (Severity::Damage, _) => {
+                "`ringpost repair --dry-run` tells what can be saved, `ringpost repair` saves it"
+            }
+        }
     }
 }
 
@@ -113,9 +151,27 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-/// Reads everything in `tree`. `progress` is called after each log and each partition.
+/// How deep a check looks. Each level does what the ones before it do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// Headers, runs, names and lengths, and the log: all but the messages in segments.
+    Structure,
+    /// Every checksum: each message is read.
+    Checksums,
+    /// Each segment is parsed as an mbox, and what the index says of a message is computed again.
+    Full,
+}
+
+/// Reads everything in `tree` at the deepest level. `progress` is called after each log and each
+/// partition.
 pub fn check(tree: &dyn ReadTree, progress: &mut dyn FnMut(Progress)) -> Report {
+    check_at(tree, Level::Full, progress)
+}
+
+/// As [`check`], as deep as `level` says.
+pub fn check_at(tree: &dyn ReadTree, level: Level, progress: &mut dyn FnMut(Progress)) -> Report {
     let mut checker = Checker::new(tree);
+    checker.level = level;
     if let Some(store) = checker.store_file() {
         checker.everything(&store, progress);
     }
@@ -128,6 +184,7 @@ pub(crate) struct Checker<'a> {
     pub(crate) report: Report,
     /// Findings of damage.
     damages: u64,
+    level: Level,
 }
 
 impl<'a> Checker<'a> {
@@ -136,6 +193,7 @@ impl<'a> Checker<'a> {
             tree,
             report: Report::default(),
             damages: 0,
+            level: Level::Checksums,
         }
     }
 

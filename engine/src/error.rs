@@ -149,12 +149,15 @@ pub enum OpenError {
     #[error(transparent)]
     Io(#[from] IoError),
     /// Structures that must be whole are not.
-    #[error("{0}; restore the data directory from a copy or a backup")]
+    #[error(
+        "{0}; run `ringpost repair` (`--dry-run` first), or restore the data directory from a copy \
+         or a backup"
+    )]
     Corrupt(#[from] Corrupt),
     /// Acknowledged mail is in damaged log frames: never truncated silently.
     #[error(
         "acknowledged mail is damaged in the log: {0}; nothing was changed; \
-         restore from a copy, or keep this directory and ask for help"
+         `ringpost repair --dry-run` tells what can be saved, `ringpost repair` saves it"
     )]
     LogDamaged(Corrupt),
     /// Another daemon runs on this directory.

@@ -336,7 +336,7 @@ fn a_damaged_store_file_is_refused() {
     let sentence = refusal(dir.path());
     assert!(sentence.starts_with("STORE at offset 0: "), "{sentence}");
     assert!(
-        sentence.ends_with("; restore the data directory from a copy or a backup"),
+        sentence.ends_with(", or restore the data directory from a copy or a backup"),
         "{sentence}"
     );
     std::fs::write(&path, &whole).unwrap();
@@ -417,7 +417,8 @@ fn one_torn_superblock_is_survived_and_two_are_refused() {
     assert_eq!(
         refusal(dir.path()),
         "log/00/super at offset 0: the checksum does not match; \
-         restore the data directory from a copy or a backup"
+         run `ringpost repair` (`--dry-run` first), \
+         or restore the data directory from a copy or a backup"
     );
     for copy in [0, 4096] {
         overwrite(dir.path(), &path, copy, &[0; 4096]);

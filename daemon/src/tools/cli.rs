@@ -1,5 +1,5 @@
 //! `ringpost`: the operator's tool. It asks a running node over the node protocol; only `check`
-//! reads files. Answers go to standard output (with `--json` one object a line), everything else to
+//! and `repair` work on files. Answers go to standard output (with `--json` one object a line), everything else to
 //! standard error, so that a pipe carries what was asked for and nothing else.
 
 pub mod check;
@@ -7,6 +7,7 @@ pub mod export;
 pub mod mail;
 pub mod node;
 pub mod options;
+pub mod repair;
 pub mod show;
 
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use clap::Parser as _;
 use self::node::Node;
 pub use self::options::Options;
 use self::options::{Command, ConfigCommand};
+use self::repair::Mode;
 use crate::client::{ClientError, plain};
 use crate::config::Config;
 use crate::exit::Code;
@@ -117,7 +119,11 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
         Command::Export { user, folder } => {
             return export::export(&mut node()?, user, folder.as_deref(), output);
         }
-        Command::Check => return check::check(&options.global, output),
+        Command::Check { level } => return check::check(&options.global, *level, output),
+        Command::Repair { dry_run } => {
+            let mode = if *dry_run { Mode::Plan } else { Mode::Do };
+            return repair::repair(&options.global, mode, output);
+        }
         Command::Config {
             command: ConfigCommand::Check { file },
         } => {

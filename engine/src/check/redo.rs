@@ -7,6 +7,7 @@ use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
 
 use super::tree::ReadTree;
 use crate::error::IoError;
+use crate::format::crc;
 use crate::format::info::{Change, Mailbox, MailboxOp, Msg, Run, Runs};
 use crate::format::record::{Head, InfoSwap, Payload, Record};
 use crate::format::store_line::StoreLine;
@@ -162,7 +163,8 @@ impl From<Mailbox<'_>> for OwnedMailbox {
 /// A run as the fold needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum OwnedRun {
-    Msg(Msg),
+    /// With the CRC of its header cache, if it is in the info file.
+    Msg(Msg, Option<u32>),
     Change(Change),
     Mailbox(OwnedMailbox),
     Retire(Vec<u32>),
@@ -173,7 +175,7 @@ pub(crate) enum OwnedRun {
 impl From<Run<'_>> for OwnedRun {
     fn from(run: Run<'_>) -> Self {
         match run {
-            Run::Msg { msg, .. } => Self::Msg(msg),
+            Run::Msg { msg, cache, .. } => Self::Msg(msg, Some(crc::of(cache))),
             Run::Change(change) => Self::Change(change),
             Run::Mailbox(mailbox) => Self::Mailbox(mailbox.into()),
             Run::Retire(retire) => Self::Retire(retire.segments().collect()),
@@ -247,8 +249,10 @@ impl UserRedo {
         match &record.payload {
             Payload::UserCreate(name) => self.created = Some(name.to_vec()),
             Payload::Deliver(deliver) => {
-                self.runs
-                    .insert(slot, (deliver.fixed.slots(), OwnedRun::Msg(deliver.msg)));
+                self.runs.insert(
+                    slot,
+                    (deliver.fixed.slots(), OwnedRun::Msg(deliver.msg, None)),
+                );
                 let line = deliver
                     .prefix
                     .len()
@@ -261,7 +265,7 @@ impl UserRedo {
             }
             Payload::DeliverFile(file) => {
                 self.runs
-                    .insert(slot, (file.fixed.slots(), OwnedRun::Msg(file.msg)));
+                    .insert(slot, (file.fixed.slots(), OwnedRun::Msg(file.msg, None)));
             }
             Payload::Flags(runs)
             | Payload::Expunge(runs)
@@ -326,7 +330,7 @@ impl UserRedo {
     fn swap(&mut self, swap: &InfoSwap<'_>) {
         let retired: BTreeSet<u32> = swap.retired_segments().collect();
         for (_, (_, run)) in std::mem::take(&mut self.runs) {
-            if let OwnedRun::Msg(msg) = run {
+            if let OwnedRun::Msg(msg, _) = run {
                 self.unwritten.insert((msg.segment, msg.offset));
             }
         }

@@ -3,54 +3,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UidValidity, UserHash};
+use bytes::Bytes;
+use ringpost_netproto::id::{PartitionId, UserHash};
 
-use super::redo::{OwnedMailbox, OwnedRun, UserId, UserRedo};
+use super::fold::{Entry, Fold, slot_at};
+use super::redo::{UserId, UserRedo};
 use super::segment::{Bad, message};
 use super::tree::Window;
-use super::{Checker, Severity};
+use super::{Checker, Level, Lost, Severity};
 use crate::error::CorruptReason;
 use crate::format::Reserved;
 use crate::format::folders::{FOLDERS_BYTES_MAX, Folders};
-use crate::format::info::{
-    ChangeKind, FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MailboxOp, Msg, OWN_FILE, Runs, SLOT,
-    Seed,
-};
+use crate::format::info::{FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, OWN_FILE, Runs, Seed};
 use crate::format::store_file::StoreFile;
 use crate::io::RelPath;
 use crate::limits::INFO_BYTES_MAX;
 
-/// A mailbox after the fold.
-struct Folded {
-    uidvalidity: UidValidity,
-    name: String,
-    alive: bool,
-}
-
-/// A message after the fold.
-struct Entry {
-    msg: Msg,
-    /// In the info file, in bytes from its start.
-    info_at: u64,
-    /// Whether the log will write it again, so that the files may lack it.
-    pending: bool,
-    alive: bool,
-}
-
-/// A user's index after the fold.
-#[derive(Default)]
-struct Fold {
-    mailboxes: BTreeMap<MailboxId, Folded>,
-    messages: BTreeMap<(MailboxId, Uid), Entry>,
-    /// Segments that this generation replaced.
-    retired: BTreeSet<u32>,
-}
-
 /// What is looked at.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     id: UserId,
     dir: RelPath,
-    redo: &'a UserRedo,
+    pub(super) redo: &'a UserRedo,
     /// Name and size of each entry of the directory.
     names: BTreeMap<String, u64>,
 }
@@ -196,86 +169,14 @@ impl Checker<'_> {
         };
         let runs = bytes.get(INFO_HEADER_BYTES..).unwrap_or_default();
         let runs = Runs::new(runs, seed, FIRST_SLOT).reserved(reserved);
-        let fold = self.fold(place, &path, runs);
+        let mut fold = self.fold(place, &path, runs);
+        fold.name = name.as_deref().map(Box::from);
         self.segments(place, &path, &fold);
         self.folders(place, &fold, name.as_deref());
         for entry in fold.messages.values().filter(|entry| entry.alive) {
             self.report.messages += 1;
             self.report.bytes += u64::from(entry.msg.stored_len);
         }
-    }
-
-    fn fold(&mut self, place: &Place<'_>, path: &RelPath, runs: Runs<'_>) -> Fold {
-        let mut all: BTreeMap<u32, (OwnedRun, bool)> = BTreeMap::new();
-        for run in runs {
-            if place.redo.covers(run.slot, run.slots) {
-                continue;
-            }
-            let at = slot_at(run.slot);
-            match run.run {
-                Ok(value) => {
-                    if place
-                        .redo
-                        .runs
-                        .keys()
-                        .next()
-                        .is_some_and(|first| run.slot > *first)
-                    {
-                        // Slots are given in the order of the log: its record never was durable.
-                        let what = "the index and the log: a run whose record is not in the log";
-                        self.damage(path, at, CorruptReason::Disagree(what));
-                    }
-                    all.insert(run.slot, (value.into(), false));
-                }
-                Err(reason) => self.damage(path, at, reason),
-            }
-        }
-        for (slot, (_, run)) in &place.redo.runs {
-            all.insert(*slot, (run.clone(), true));
-        }
-        let mut fold = Fold::default();
-        let mut expunges = Vec::new();
-        for (slot, (run, pending)) in all {
-            let info_at = slot_at(slot);
-            match run {
-                OwnedRun::Msg(msg) => {
-                    let pending =
-                        pending || place.redo.unwritten.contains(&(msg.segment, msg.offset));
-                    let entry = Entry {
-                        msg,
-                        info_at,
-                        pending,
-                        alive: true,
-                    };
-                    if let Err(reason) = fold.add(entry) {
-                        self.damage(path, info_at, reason);
-                    }
-                }
-                OwnedRun::Mailbox(mailbox) => {
-                    if let Err(reason) = fold.mailbox(mailbox) {
-                        self.damage(path, info_at, reason);
-                    }
-                }
-                OwnedRun::Change(change) if change.kind == ChangeKind::Expunge => {
-                    expunges.push(change);
-                }
-                OwnedRun::Retire(segments) => fold.retired.extend(segments),
-                OwnedRun::Change(_) | OwnedRun::Other => {}
-            }
-        }
-        for change in expunges {
-            let range = (change.mailbox, change.uid_low)..=(change.mailbox, change.uid_high);
-            for (_, entry) in fold.messages.range_mut(range) {
-                entry.alive &= entry.msg.modseq > change.modseq;
-            }
-        }
-        for ((mailbox, _), entry) in &mut fold.messages {
-            entry.alive &= fold
-                .mailboxes
-                .get(mailbox)
-                .is_some_and(|mailbox| mailbox.alive);
-        }
-        fold
     }
 
     /// Every message of the index in its segment, every byte of a segment in the index.
@@ -356,11 +257,15 @@ impl Checker<'_> {
                     Severity::Minor
                 };
                 if entry.alive || size.is_some_and(|size| size >= end) {
-                    self.message((severity, path, size), &mut window, msg, validity);
+                    let at = (severity, path, size);
+                    self.message((place, fold), at, &mut window, entry, validity);
                 }
             } else if entry.alive {
                 self.pending_validity(place, fold, info, entry);
             }
+        }
+        if self.level == Level::Full && entries.iter().all(|entry| !entry.pending) {
+            self.parsed(path, size.unwrap_or(0), entries);
         }
         if size.is_some_and(|size| size > end) {
             let reason = CorruptReason::Disagree("the index does not explain these bytes");
@@ -370,20 +275,61 @@ impl Checker<'_> {
 
     fn message(
         &mut self,
+        owner: (&Place<'_>, &Fold),
         (severity, path, size): (Severity, &RelPath, Option<u64>),
         window: &mut Window<'_>,
-        msg: &Msg,
+        entry: &Entry,
         uidvalidity: u32,
     ) {
-        if size.is_none() {
+        let msg = &entry.msg;
+        let there = size.is_some_and(|size| {
+            self.level > Level::Structure || size >= msg.offset + msg.segment_bytes()
+        });
+        if !there {
             self.found(severity, path, msg.offset, CorruptReason::Truncated);
+            self.not_whole(owner, (path, msg.offset, CorruptReason::Truncated), entry);
+            return;
+        }
+        if self.level == Level::Structure {
             return;
         }
         match message(window, msg, uidvalidity) {
+            Ok(()) if self.level == Level::Full => self.derived(path, window, entry),
             Ok(()) => {}
-            Err(Bad::At(offset, reason)) => self.found(severity, path, offset, reason),
+            Err(Bad::At(offset, reason)) => {
+                self.found(severity, path, offset, reason.clone());
+                // What stands before and behind it can be made again.
+                if offset >= msg.offset + u64::from(msg.skip)
+                    && offset < msg.offset + msg.segment_bytes() - 1
+                {
+                    self.not_whole(owner, (path, offset, reason), entry);
+                }
+            }
             Err(Bad::Io(error)) => self.finding(severity, error.corrupt()),
         }
+    }
+
+    /// Names a message that is not whole.
+    fn not_whole(
+        &mut self,
+        (place, fold): (&Place<'_>, &Fold),
+        (path, offset, reason): (&RelPath, u64, CorruptReason),
+        entry: &Entry,
+    ) {
+        if !entry.alive {
+            return;
+        }
+        self.lose(Lost {
+            user: Some(place.id),
+            name: fold.name.clone(),
+            mailbox: entry.msg.mailbox,
+            uid: entry.msg.uid.value(),
+            guid: entry.msg.guid,
+            file: path.to_string(),
+            offset,
+            reason,
+            bytes: Bytes::new(),
+        });
     }
 
     /// A pending message's store line was compared with its record, but for the uidvalidity.
@@ -412,7 +358,8 @@ impl Checker<'_> {
             let mut window = Window::new(self.tree, path);
             self.report.files += u64::from(size.is_some());
             let validity = fold.uidvalidity(msg.mailbox);
-            self.message((Severity::Damage, path, size), &mut window, msg, validity);
+            let at = (Severity::Damage, path, size);
+            self.message((place, fold), at, &mut window, entry, validity);
             let end = msg.offset + msg.segment_bytes();
             if msg.offset != 0 || size.is_some_and(|size| size > end) {
                 let reason = CorruptReason::Disagree("the index and the length of a large file");
@@ -455,69 +402,6 @@ impl Checker<'_> {
     }
 }
 
-impl Fold {
-    fn add(&mut self, entry: Entry) -> Result<(), CorruptReason> {
-        let key = (entry.msg.mailbox, entry.msg.uid);
-        if !self.mailboxes.contains_key(&key.0) {
-            self.messages.insert(key, entry);
-            return Err(CorruptReason::Value(
-                "a message in a mailbox that was never made",
-            ));
-        }
-        if self.messages.insert(key, entry).is_some() {
-            return Err(CorruptReason::Value("a uid was given twice"));
-        }
-        Ok(())
-    }
-
-    fn mailbox(&mut self, run: OwnedMailbox) -> Result<(), CorruptReason> {
-        let known = self.mailboxes.get_mut(&run.mailbox);
-        match (run.op, known) {
-            (MailboxOp::Create | MailboxOp::Snapshot, None) => {
-                let OwnedMailbox {
-                    mailbox,
-                    uidvalidity,
-                    name,
-                    ..
-                } = run;
-                self.mailboxes.insert(
-                    mailbox,
-                    Folded {
-                        uidvalidity,
-                        name,
-                        alive: true,
-                    },
-                );
-                Ok(())
-            }
-            (MailboxOp::Create | MailboxOp::Snapshot, Some(_)) => {
-                Err(CorruptReason::Value("a mailbox was made twice"))
-            }
-            (_, None) => Err(CorruptReason::Value(
-                "a change of a mailbox that was never made",
-            )),
-            (_, Some(known)) if known.uidvalidity != run.uidvalidity => {
-                Err(CorruptReason::Value("a mailbox's uidvalidity changed"))
-            }
-            (MailboxOp::Rename, Some(known)) => {
-                known.name = run.name;
-                Ok(())
-            }
-            (MailboxOp::Delete, Some(known)) => {
-                known.alive = false;
-                Ok(())
-            }
-            (MailboxOp::Subscribe | MailboxOp::Unsubscribe, Some(_)) => Ok(()),
-        }
-    }
-
-    fn uidvalidity(&self, mailbox: MailboxId) -> u32 {
-        self.mailboxes
-            .get(&mailbox)
-            .map_or(0, |mailbox| mailbox.uidvalidity.value())
-    }
-}
-
 impl UserId {
     /// The user of a directory name; only the form that the engine writes.
     pub(crate) fn named(partition: PartitionId, name: &str) -> Option<Self> {
@@ -554,9 +438,4 @@ pub(crate) fn segment_of(name: &str) -> Option<u32> {
 pub(crate) fn hex8(text: &str) -> Option<u32> {
     let value = u32::from_str_radix(text, 16).ok()?;
     (format!("{value:08x}") == text).then_some(value)
-}
-
-/// Of a run, in bytes from the info file's start.
-fn slot_at(slot: u32) -> u64 {
-    u64::from(slot) * u64::try_from(SLOT).expect("64")
 }

@@ -8,11 +8,11 @@ use std::path::Path;
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use ringpost_engine::check::{DirTree, Report, Severity};
+use ringpost_engine::check::{DirTree, Level, Progress, Report, Severity, check_at};
 use serde_json::json;
 
 use super::node::data_dir;
-use super::options::Global;
+use super::options::{Depth, Global};
 use super::show::json;
 use super::{Failure, Form, Output};
 use crate::client::plain;
@@ -28,25 +28,23 @@ const LOCK: &str = "LOCK";
 const PID_BYTES_MAX: u64 = 16;
 
 /// Checks the data directory that the options name.
-pub fn check(global: &Global, output: &mut Output) -> Result<Code, Failure> {
+pub fn check(global: &Global, depth: Depth, output: &mut Output) -> Result<Code, Failure> {
     if global.to.is_some() {
         return Err(Failure::Misused(
             "check reads files: it takes --data DIR, not --to".to_owned(),
         ));
     }
     let data = data_dir(global);
-    let lock = lock(&data)?;
-    let bar = ProgressBar::new(0);
-    let template = "{pos} of {len} parts {wide_bar} {msg} messages, {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    let report = ringpost_engine::check::check(&DirTree::new(&data), &mut |progress| {
-        bar.set_length(progress.of);
-        bar.set_position(progress.done);
-        bar.set_message(progress.messages.to_string());
-    });
-    bar.finish_and_clear();
+    let lock = lock(&data, Hold::Shared)?;
+    let bar = Bar::new();
+    let level = match depth {
+        Depth::Structure => Level::Structure,
+        Depth::Checksums => Level::Checksums,
+        Depth::Full => Level::Full,
+    };
+    let tree = DirTree::new(&data);
+    let report = check_at(&tree, level, &mut |progress| bar.show(progress));
+    bar.end();
     drop(lock);
     say(&data, &report, output)?;
     Ok(if report.is_sound() {
@@ -56,13 +54,53 @@ pub fn check(global: &Global, output: &mut Output) -> Result<Code, Failure> {
     })
 }
 
-/// Shared: two checks may run, a check and a daemon may not. A copy without the lock's file is
-/// nobody's.
-fn lock(data: &Path) -> Result<Option<Flock<File>>, Failure> {
+/// A bar on a terminal, nothing elsewhere.
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        let template = "{pos} of {len} parts {wide_bar} {msg} messages, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    pub(super) fn show(&self, progress: Progress) {
+        self.0.set_length(progress.of);
+        self.0.set_position(progress.done);
+        self.0.set_message(progress.messages.to_string());
+    }
+
+    pub(super) fn end(self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Who may work on the directory meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hold {
+    /// Whoever only reads.
+    Shared,
+    /// Nobody.
+    Alone,
+}
+
+/// Two checks may run, a check and a daemon may not, a repair and anything else may not. A copy without
+/// the lock's file is nobody's.
+pub(super) fn lock(data: &Path, hold: Hold) -> Result<Option<Flock<File>>, Failure> {
     let failed =
         |name: &str, why: &str| Failure::Said(format!("{}: {why}", data.join(name).display()));
     if let Err(error) = std::fs::metadata(data.join(STORE)) {
         return Err(match error.kind() {
+            ErrorKind::NotFound if data.join("log").is_dir() && data.join("p").is_dir() => {
+                Failure::Said(format!(
+                    "{} has lost its {STORE} file, and nothing else has what is in it (the key of the \
+                     users' directories): take it from a backup of this directory",
+                    data.display()
+                ))
+            }
             ErrorKind::NotFound => Failure::Said(format!(
                 "{} is not a data directory of Ringpost: it has no {STORE} file",
                 data.display()
@@ -75,14 +113,19 @@ fn lock(data: &Path) -> Result<Option<Flock<File>>, Failure> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(LOCK, &plain(&error))),
     };
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+    let how = match hold {
+        Hold::Shared => FlockArg::LockSharedNonblock,
+        Hold::Alone => FlockArg::LockExclusiveNonblock,
+    };
+    match Flock::lock(file, how) {
         Ok(lock) => Ok(Some(lock)),
         Err((file, Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
             // The number only helps to find the daemon; without it the sentence holds as well.
             drop(file.take(PID_BYTES_MAX).read_to_string(&mut pid));
             Err(Failure::Said(format!(
-                "a daemon runs on {} (process {}); stop it first, or check a copy",
+                "a daemon runs on {}, or somebody repairs or checks it (process {}); stop that first, or \
+                 take a copy",
                 data.display(),
                 pid.trim()
                     .parse::<u32>()
@@ -107,13 +150,18 @@ fn say(data: &Path, report: &Report, output: &mut Output) -> Result<(), Failure>
                 "findings_left_off": report.findings_left_off,
                 "findings": report.findings.iter().map(|finding| json!({
                     "severity": severity(finding.severity),
-                    "problem": finding.to_string(),
+                    "problem": finding.corrupt.to_string(),
+                    "advice": finding.advice(),
                 })).collect::<Vec<_>>(),
+                "damaged_messages": report.lost.iter().map(super::repair::message).collect::<Vec<_>>(),
             }),
         );
     }
     for finding in &report.findings {
         writeln!(output.writer, "{finding}")?;
+    }
+    for lost in &report.lost {
+        writeln!(output.writer, "damaged message: {lost}")?;
     }
     if report.findings_left_off > 0 {
         writeln!(

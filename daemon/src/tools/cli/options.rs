@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Look into a Ringpost node: its state, its mailboxes, its files.
 #[derive(Parser, Clone, Debug)]
@@ -81,8 +81,18 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         folder: Option<OsString>,
     },
-    /// Check every checksum of a data directory that no daemon uses
-    Check,
+    /// Check a data directory that no daemon uses; changes nothing
+    Check {
+        /// How deep to look
+        #[arg(long, value_enum, default_value_t = Depth::Full)]
+        level: Depth,
+    },
+    /// Repair a data directory that no daemon uses: serve what is whole, set aside and name what is not
+    Repair {
+        /// Say what would be done, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Check a configuration file
     Config {
         /// What to do with it.
@@ -95,6 +105,17 @@ pub enum Command {
         /// Made if it is missing
         directory: PathBuf,
     },
+}
+
+/// How deep a check looks.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// Indexes, logs, names and lengths, not the messages
+    Structure,
+    /// Every checksum: reads all mail
+    Checksums,
+    /// Parses every mbox as well, and computes again what the index says of each message
+    Full,
 }
 
 /// What can be done with a configuration.
