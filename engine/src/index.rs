@@ -36,6 +36,12 @@ pub(crate) struct IndexEntry {
 }
 
 impl IndexEntry {
+    /// The segment that holds it; cheaper than all of its values.
+    pub(crate) fn segment(&self) -> Option<u32> {
+        let fixed = MsgFixed::read(&self.head).ok()?;
+        Some(fixed.segment())
+    }
+
     /// The values of its MSG run, whose checksum held, with the flags and modseq of its last
     /// change.
     pub(crate) fn msg(&self) -> Result<Msg, CorruptReason> {

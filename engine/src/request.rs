@@ -82,6 +82,8 @@ pub struct Admit {
     pub user: UserKey,
     /// The announced size in bytes, if any.
     pub size_hint: Option<u64>,
+    /// What the user may keep. Asked early of a user in memory only; the append asks again.
+    pub quota: QuotaLimits,
 }
 
 /// What a shard can be asked to do.

@@ -256,6 +256,13 @@ impl Users {
         self.insert(key.hash(), next, key.partition(), None)
     }
 
+    /// The user with this name, if it is in memory and its name is known.
+    pub(crate) fn find(&self, key: &UserKey) -> Option<&User> {
+        let ordinals = self.by_hash.get(&key.hash().value());
+        let mut known = ordinals.into_iter().flatten().map(|index| self.get(*index));
+        known.find(|user| user.name.as_ref().is_some_and(|name| **name == *key.name()))
+    }
+
     fn insert(
         &mut self,
         hash: UserHash,

@@ -5,7 +5,7 @@ use ringpost_engine::config::ShardConfig;
 use ringpost_engine::format::info::{FLAGGED, SEEN};
 use ringpost_engine::io::sim::Crash;
 use ringpost_engine::request::{
-    Body, FlagOp, Flags, Horizon, More, Outcome, QuotaLimits, Refused, Request, UidSet,
+    Admit, Body, FlagOp, Flags, Horizon, More, Outcome, QuotaLimits, Refused, Request, UidSet,
 };
 use ringpost_netproto::id::MailboxId;
 use testkit::client::{filled, flags, in_every_state, large_files, uids};
@@ -255,6 +255,28 @@ fn quotas_count_what_is_kept_and_what_is_on_its_way() {
     bench.delete("bob", SENT).unwrap();
     bench.expunge("bob", INBOX, UidSet::all()).unwrap();
     assert!(matches!(outcome(&mut bench, below), Outcome::Stored { .. }));
+}
+
+#[test]
+fn a_recipient_over_quota_is_refused_before_the_bytes_come() {
+    let mut bench = filled(2);
+    let ask = |size_hint, messages_max| Admit {
+        user: user("bob"),
+        size_hint,
+        quota: QuotaLimits {
+            bytes_max: Some(2_000),
+            messages_max,
+        },
+    };
+    let now = bench.now();
+    assert_eq!(bench.shard.admit(now, &ask(Some(100), None)), Ok(()));
+    for over in [ask(Some(1_900), None), ask(None, Some(2))] {
+        let refused = bench.shard.admit(now, &over);
+        assert!(matches!(
+            refused,
+            Err(Refused::OverQuota { messages: 2, .. })
+        ));
+    }
 }
 
 #[test]

@@ -47,7 +47,8 @@ use crate::pending::Bodies;
 use crate::request::{
     Admit, BusyReason, Event, MonotonicNs, Notice, Now, Refused, Request, Ticket,
 };
-use crate::user::Users;
+use crate::tail::Usage;
+use crate::user::{User, Users};
 
 use append::{Append, Mark, Part};
 use change::Change;
@@ -194,7 +195,15 @@ impl<I: Io> Shard<I> {
         {
             return Err(Refused::TooLarge);
         }
-        self.takes_mail(now)
+        self.takes_mail(now)?;
+        let found = self.users.find(&ask.user).and_then(User::live);
+        let announced = Usage {
+            bytes: ask.size_hint.unwrap_or(0),
+            messages: 1,
+        };
+        found.map_or(Ok(()), |live| {
+            room::within_quota(live.tail.usage(), announced, &ask.quota)
+        })
     }
 
     /// Whether new mail could be taken now, whoever it is for. What `admit` says beyond this is of
@@ -207,10 +216,9 @@ impl<I: Io> Shard<I> {
             ));
         }
         if self.disk_is_full() {
-            Err(Refused::DiskFull)
-        } else {
-            Ok(())
+            return Err(Refused::DiskFull);
         }
+        Ok(())
     }
 
     /// Takes a request over; its event comes out of a later [`Self::poll`].

@@ -61,9 +61,13 @@ impl<I: Io> Shard<I> {
         let index = live.index.as_ref();
         let entries = index.map_or_else(Entries::default, |index| index.share(mailbox));
         let uids = alive(&entries).map(|entry| entry.uid).collect();
-        let mut segments: Vec<u32> = alive(&entries)
-            .filter_map(|entry| Some(entry.msg().ok()?.segment))
-            .collect();
+        let mut segments = Vec::new();
+        for segment in alive(&entries).filter_map(IndexEntry::segment) {
+            // Neighbours mostly share one.
+            if segments.last() != Some(&segment) {
+                segments.push(segment);
+            }
+        }
         segments.sort_unstable();
         segments.dedup();
         self.snapshots.opened += 1;
