@@ -18,6 +18,7 @@ CASES = {
     "postfix": "2,000 real messages through four doors, byte for byte, read by Python and mutt",
     "lmtp": "LMTP sessions: replies per recipient, limits, odd commands (swaks and raw)",
     "bytes": "contents that are easily damaged, through every door",
+    "hard": "few descriptors, little locked memory, no io_uring, a full disk, a read-only one",
     "ring-trace": "one durable write per batch, no io-wq worker on the hot path, no fsync per recipient",
 }
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 
 from postfix import free_port
 
@@ -17,8 +18,17 @@ from postfix import free_port
 class Node:
     """Started on construction and waited for through NOTIFY_SOCKET; stopped or killed by its id."""
 
-    def __init__(self, scratch: pathlib.Path, programs: pathlib.Path, settings: list[str]) -> None:
-        self.data = scratch / "data"
+    def __init__(
+        self,
+        scratch: pathlib.Path,
+        programs: pathlib.Path,
+        settings: list[str],
+        data: pathlib.Path | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """`prepare` runs in the new process before it becomes ringpostd: limits, user, filters."""
+        self.data = data or scratch / "data"
+        self._prepare = prepare
         self.socket = str(scratch / "node")
         self.lmtp_unix = str(scratch / "lmtp")
         self.lmtp_port = free_port()
@@ -44,12 +54,14 @@ class Node:
             os.unlink(self._notify)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(self.log, "ab") as log:
             notify.bind(self._notify)
+            os.chmod(self._notify, 0o777)
             self.process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "NOTIFY_SOCKET": self._notify},
+                preexec_fn=self._prepare,
             )
             deadline = time.monotonic() + 60
             while True:
@@ -58,6 +70,7 @@ class Node:
                     return
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.process.kill()
+                    self.process.wait(60)
                     raise RuntimeError(f"ringpostd does not serve:\n{self.log_tail()}")
 
     def stop(self) -> int:
