@@ -226,7 +226,71 @@ fn a_tail_that_follows_as_shared_bytes_is_part_of_the_frame() {
     );
 }
 
+/// A frame of any content, as it goes over the wire.
+fn any_frame() -> impl Strategy<Value = Bytes> {
+    let fields = (
+        prop::sample::select(Kind::ALL.to_vec()),
+        prop::sample::select(Opcode::ALL.to_vec()),
+        any::<(u64, u32, u16)>(),
+        any::<(u32, u64, u16)>(),
+    );
+    let payload = prop::collection::vec(any::<u8>(), 0..700);
+    (fields, payload, any::<prop::sample::Index>(), 0usize..300).prop_map(
+        |((kind, opcode, more, place), payload, meta_len, tail)| {
+            let mut header = FrameHeader::new(kind, opcode, RequestId::new(more.0));
+            header.deadline_ms = U32::new(more.1);
+            header.flags.set(more.2 & 7);
+            header.partition = U32::new(place.0);
+            header.pseq.set(place.1);
+            header.status.set(place.2);
+            let mut out = BytesMut::new();
+            let write = |out: &mut BytesMut| {
+                out.extend_from_slice(&payload);
+                meta_len.index(payload.len() + 1)
+            };
+            let tail = vec![7u8; tail];
+            codec::encode(&mut out, header, write, &tail);
+            out.extend_from_slice(&tail);
+            out.freeze()
+        },
+    )
+}
+
 proptest! {
+    /// Frames of any content come back, in whatever pieces they arrive and are taken out, and are
+    /// written again as they were; and no changed byte goes unnoticed.
+    #[test]
+    fn any_frames_in_any_pieces_come_back(
+        frames in prop::collection::vec(any_frame(), 1..6),
+        cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..12),
+        change in any::<(prop::sample::Index, u8)>(),
+    ) {
+        let bytes: Bytes = frames.concat().into();
+        let mut places: Vec<_> = cuts.iter().map(|(at, take)| (at.index(bytes.len()), *take)).collect();
+        places.push((bytes.len(), true));
+        places.sort_unstable();
+        let mut decoder = Decoder::new(PAYLOAD_BYTES_DEFAULT);
+        let (mut from, mut found) = (0, Vec::new());
+        for (to, take) in places {
+            decoder.push(bytes.slice(from..to));
+            from = to;
+            if take {
+                found.extend(decode_all(&mut decoder).unwrap());
+            }
+        }
+        prop_assert_eq!(found.iter().map(codec::encode_frame).collect::<Vec<_>>(), frames);
+        prop_assert_eq!(decode_all(&mut decoder).unwrap().len(), 0);
+
+        let mut changed = bytes.to_vec();
+        let at = change.0.index(changed.len());
+        if std::mem::replace(&mut changed[at], change.1) != change.1 {
+            let mut decoder = Decoder::new(PAYLOAD_BYTES_DEFAULT);
+            decoder.push(changed.into());
+            let whole = decode_all(&mut decoder).is_ok_and(|all| all.len() == found.len());
+            prop_assert!(!whole, "byte {at}");
+        }
+    }
+
     /// Any bytes give frames or an error, and hold no more than was pushed.
     #[test]
     fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), cut in 1usize..100) {
