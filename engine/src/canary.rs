@@ -83,6 +83,18 @@ canaries! {
     ReplayedTwice = "replayed-twice",
     /// The index of a checkpoint is synced, the segments it points into are not.
     IndexAheadOfData = "index-ahead-of-data",
+    /// A compaction's old files are unlinked before its record is durable.
+    OldUnlinkedEarly = "old-unlinked-early",
+    /// What was published last before a compaction's commit is not in its index.
+    LastDeltaLeftOut = "last-delta-left-out",
+    /// Records of the old generation are written into the new one after a compaction.
+    OldEntriesRedone = "old-entries-redone",
+    /// A checkpoint passes a compaction's record without its renames.
+    SwapPassed = "swap-passed",
+    /// A compaction's files get their names before its record is durable.
+    PartRenamedEarly = "part-renamed-early",
+    /// A compaction drops bytes that only the log has, for segments that live on.
+    SwapDropsBytes = "swap-drops-bytes",
     /// A log buffer is filled again while the kernel still reads it.
     BufferReused = "buffer-reused",
 }

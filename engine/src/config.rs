@@ -38,6 +38,11 @@ pub struct ShardConfig {
     pub checkpoint_sync: CheckpointSync,
     /// Free bytes below which new mail is refused, on top of what is still to be materialised.
     pub reserve_bytes: u64,
+    /// Compaction writes at most so many bytes a second.
+    pub compact_bytes_per_s: u64,
+    /// A user is compacted when so many bytes of its segments are dead (and 30 % of them), or a
+    /// quarter as many of its info file (and 25 % of it).
+    pub compact_bytes_min: u64,
 }
 
 /// How a checkpoint makes files durable (storage.md 5).
@@ -70,6 +75,8 @@ impl Default for ShardConfig {
             checkpoint_interval_ns: 60_000_000_000,
             checkpoint_sync: CheckpointSync::Auto,
             reserve_bytes: 1 << 30,
+            compact_bytes_per_s: 8 << 20,
+            compact_bytes_min: 256 << 10,
         }
     }
 }
@@ -94,6 +101,8 @@ impl ShardConfig {
             checkpoint_interval_ns: 1_000_000_000,
             checkpoint_sync: CheckpointSync::Auto,
             reserve_bytes: 64 << 10,
+            compact_bytes_per_s: 4 << 20,
+            compact_bytes_min: 4 << 10,
         }
     }
 
@@ -159,6 +168,11 @@ impl ShardConfig {
             ),
             (self.dedupe_entries > 0, "dedupe_entries is above 0"),
             (self.tails_max > 0, "tails_max is above 0"),
+            (
+                self.compact_bytes_per_s > 0,
+                "compact_bytes_per_s is above 0",
+            ),
+            (self.compact_bytes_min > 0, "compact_bytes_min is above 0"),
         ];
         rules
             .iter()

@@ -14,8 +14,9 @@ use smallvec::SmallVec;
 
 use crate::error::CorruptReason;
 use crate::format::Reserved;
-use crate::format::info::{Change, ChangeKind, MSG_FIXED_BYTES, Msg, MsgFixed, OWN_FILE};
+use crate::format::info::{Change, ChangeKind, MSG_FIXED_BYTES, Msg, MsgFixed, OWN_FILE, SLOT};
 use crate::request::{UidRange, UidSet};
+use crate::space::Place;
 use crate::tail::Tail;
 
 pub(crate) use fold::{BadInfo, Folded, InfoFile, apply_run, fold};
@@ -217,6 +218,8 @@ impl Index {
     pub(crate) fn change(&mut self, tail: &mut Tail, change: &Change, dead: &mut Vec<DeadFile>) {
         let modseq = change.modseq.value();
         tail.saw(modseq);
+        // A run that a new generation made is there for good.
+        tail.space.changed(u32::from(change.lsn.value() > 0));
         let range = UidRange {
             low: change.uid_low.value(),
             high: change.uid_high.value(),
@@ -252,6 +255,7 @@ impl Index {
                 freed += entry.cache.len() + MSG_FIXED_BYTES;
                 if let Ok(msg) = entry.msg() {
                     tail.count_out(change.mailbox, entry.flags, msg.rfc822_size);
+                    tail.space.expunged(&msg, entry.cache.len() / SLOT);
                     dead.extend(dead_file(&msg));
                 }
             }
@@ -267,6 +271,27 @@ impl Index {
         }
         let freed = u64::try_from(freed).expect("an index has at most 64 bits");
         self.bytes = self.bytes.saturating_sub(freed);
+    }
+
+    /// A compaction moved a message to another place. Snapshots keep the old one.
+    pub(crate) fn relocate(&mut self, from: &Place, to: (u32, u64)) {
+        let found = self.place_mut(from.mailbox);
+        let known = found
+            .entries
+            .binary_search_by_key(&from.uid, |entry| entry.uid);
+        let Ok(place) = known else { return };
+        let entries = Rc::make_mut(&mut found.entries);
+        let Some(entry) = entries.get_mut(place) else {
+            return;
+        };
+        let msg = MsgFixed::read(&entry.head).and_then(|fixed| fixed.values(Reserved::Unknown));
+        if let Ok(mut msg) = msg
+            && msg.segment == from.segment
+        {
+            (msg.segment, msg.offset) = to;
+            let slots = u8::try_from(entry.cache.len() / SLOT).unwrap_or(0);
+            entry.head = Bytes::copy_from_slice(msg.fixed(slots).bytes());
+        }
     }
 
     /// A mailbox went, and all that was in it.

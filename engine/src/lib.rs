@@ -44,6 +44,7 @@ pub mod prepare;
 pub mod repair;
 pub mod request;
 mod shard;
+mod space;
 pub mod store;
 mod tail;
 mod user;

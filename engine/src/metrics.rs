@@ -75,6 +75,20 @@ pub struct Metrics {
     pub users_loaded: u64,
     /// Damaged structures met.
     pub corrupt: u64,
+    /// Users whose files were compacted.
+    pub compactions: u64,
+    /// Compactions that were given up: no room, damage, a slow disk.
+    pub compactions_failed: u64,
+    /// Bytes of messages that compactions copied.
+    pub compact_copied_bytes: u64,
+    /// Bytes that compactions wrote, indexes included.
+    pub compact_written_bytes: u64,
+    /// Bytes by which compactions made files smaller.
+    pub compact_freed_bytes: u64,
+    /// Nanoseconds of the last compaction.
+    pub compaction_ns: u64,
+    /// Unlinks of files in which nothing was alive.
+    pub files_unlinked: u64,
     /// Part files removed that no record named.
     pub parts_removed: u64,
     /// Files of expunged large messages removed when their user was loaded.
@@ -100,6 +114,8 @@ pub struct Metrics {
     pub users_resident: u64,
     /// Gauge: bytes of loaded indexes.
     pub index_bytes: u64,
+    /// Gauge: bytes that the files of resident users hold for nothing.
+    pub garbage_bytes: u64,
     /// Gauge: requests without an answer.
     pub tickets: u64,
     /// Gauge: snapshots open.

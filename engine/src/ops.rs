@@ -44,6 +44,8 @@ pub(crate) enum Purpose {
     Fetch(usize),
     /// A link of a copy, or their sync; index of the change, and which.
     Copy(usize, usize),
+    /// A step of the compaction that runs.
+    Compact,
     /// Free space.
     Space,
     /// Tidying whose failure harms nothing: closing, unlinking what no record names.

@@ -11,6 +11,7 @@ use std::rc::{Rc, Weak};
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Uid};
 
+use crate::canary::{self, Canary};
 use crate::format::info::{FIRST_SLOT, MSG_FIXED_BYTES, SLOT};
 use crate::index::DeadFile;
 use crate::io::RelPath;
@@ -71,6 +72,9 @@ impl Swap {
     /// retired segments, and earlier swaps, whose names were made durable with this one's files.
     /// Bytes for segments that live on stay. Gives the number of entries that went.
     pub(crate) fn carry(&self, entries: &mut Vec<Entry>) -> u64 {
+        if canary::on(Canary::OldEntriesRedone) {
+            return 0;
+        }
         let before = entries.len();
         entries.retain_mut(|entry| {
             let segment = match &entry.what {
@@ -80,6 +84,9 @@ impl Swap {
                 What::Dead(_) => return true,
             };
             entry.slot = 0;
+            if canary::on(Canary::SwapDropsBytes) {
+                return false;
+            }
             self.retired.binary_search(&segment).is_err()
         });
         u64::try_from(before - entries.len()).expect("an index has at most 64 bits")
@@ -123,6 +130,14 @@ impl Entry {
             }
         };
         self.slot + u32::try_from(bytes / SLOT).expect("a record is below 4 GiB")
+    }
+
+    /// Where the bytes begin that it will write into a segment.
+    pub(crate) fn owes(&self, segment: u32) -> Option<u64> {
+        match &self.what {
+            What::Small(mail) if mail.segment == segment => Some(mail.offset),
+            _ => None,
+        }
     }
 
     /// The swap that it is, if it is one.

@@ -8,7 +8,8 @@ mod flags;
 mod mailbox;
 mod uids;
 
-pub use answer::{Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
+pub use answer::{
+    Compacted,Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
 pub use flags::{FlagOp, Flags, is_keyword};
 pub use mailbox::{
     Changed, ChangesPage, Copied, Horizon, MailboxChange, MailboxChanged, QuotaLimits, Snapshot,
@@ -276,6 +277,12 @@ pub enum Request {
     SnapshotClose {
         /// Which.
         snapshot: SnapshotId,
+    },
+    /// Rewrite the files of a user without what is dead in them, whether it is much or little, as soon
+    /// as no other compaction runs. [`Event::Compacted`].
+    Compact {
+        /// Whose.
+        user: UserKey,
     },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,

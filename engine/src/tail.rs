@@ -10,6 +10,7 @@ use ringpost_netproto::id::{MailboxId, UidValidity};
 
 use crate::format::info::{DELETED, Keyword, Mailbox, MailboxOp, Msg, SEEN, SpecialUse};
 use crate::request::{MailboxStatus, Subscribed};
+use crate::space::Space;
 
 /// Whether a mailbox is there for readers and for new mail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,6 +146,8 @@ pub(crate) struct Tail {
     pub(crate) reserved: Usage,
     /// Of them those that will leave another mailbox at the same moment.
     pub(crate) moving: Usage,
+    /// What its files hold, and hold for nothing.
+    pub(crate) space: Space,
 }
 
 /// Messages and bytes, as quotas count them (storage.md 4.6).
@@ -207,6 +210,7 @@ impl Tail {
             used: Usage::default(),
             reserved: Usage::default(),
             moving: Usage::default(),
+            space: Space::default(),
         }
     }
 
@@ -253,15 +257,34 @@ impl Tail {
         if let Some(mailbox) = self.mailbox_mut(msg.mailbox) {
             mailbox.uidnext = mailbox.uidnext.max(msg.uid.value().saturating_add(1));
             if shared && msg.segment >= mailbox.segment {
+                let same = msg.segment == mailbox.segment;
+                let known = if same { mailbox.segment_end } else { 0 };
                 mailbox.segment = msg.segment;
-                mailbox.segment_end = msg.offset + msg.segment_bytes();
+                mailbox.segment_end = known.max(msg.offset + msg.segment_bytes());
             }
         }
+    }
+
+    /// Goes on in another segment if nothing is alive in this one and nothing followed `end`: its file
+    /// was removed, or is about to be.
+    pub(crate) fn leave_segment(&mut self, segment: u32, end: u64) -> bool {
+        let mut dead = self.space.segments().iter();
+        if dead.any(|known| known.segment == segment && known.live_count > 0) {
+            return false;
+        }
+        let mut mailboxes = self.mailboxes.iter_mut();
+        let place = (segment, end);
+        let found = mailboxes.find(|mailbox| (mailbox.segment, mailbox.segment_end) == place);
+        if let Some(mailbox) = found {
+            (mailbox.segment, mailbox.segment_end) = (0, 0);
+        }
+        true
     }
 
     /// Counts a message that readers see now.
     pub(crate) fn count_in(&mut self, msg: &Msg) {
         self.saw(msg.modseq.value());
+        self.space.stored(msg);
         if let Some(mailbox) = self.mailbox_mut(msg.mailbox) {
             mailbox.highest_modseq = mailbox.highest_modseq.max(msg.modseq.value());
             let next = msg.uid.value().saturating_add(1);
@@ -313,6 +336,7 @@ impl Tail {
                     self.used = self.used.minus(usage);
                 }
                 self.mailboxes.retain(|tail| tail.mailbox != run.mailbox);
+                self.space.deleted(run.mailbox);
             }
             MailboxOp::Subscribe | MailboxOp::Unsubscribe => {
                 if let Some(mailbox) = self.mailbox_mut(run.mailbox) {

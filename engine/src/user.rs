@@ -19,6 +19,7 @@ use crate::format::info::Seed;
 use crate::index::{DeadFile, Index};
 use crate::io::RelPath;
 use crate::pending::Entry;
+use crate::shard::{Capture, Dead};
 use crate::tail::{Existence, Tail};
 
 /// A user whose files were read.
@@ -58,6 +59,18 @@ pub(crate) struct User {
     pub(crate) frozen: Vec<Entry>,
     /// The running checkpoint has written `frozen`: read from the files.
     pub(crate) frozen_written: bool,
+    /// Whether its requests wait for a compaction.
+    pub(crate) hold: Hold,
+    /// While a compaction makes a new generation: what happens meanwhile.
+    pub(crate) capture: Option<Box<Capture>>,
+    /// Segments with damage: not compacted, so that a repair finds them.
+    pub(crate) spared: Vec<u32>,
+    /// Numbers of those who read its files.
+    pub(crate) readers: SmallVec<[u64; 1]>,
+    /// Files that go when nobody reads them.
+    pub(crate) dead: Vec<Dead>,
+    /// Its part of the garbage counted in all users.
+    garbage_bytes: u64,
     /// Of the info file that the records found by recovery go to.
     pub(crate) redo_generation: u32,
     /// Whether mailboxes changed since the last checkpoint began, so that `folders` lags.
@@ -92,6 +105,16 @@ pub(crate) struct Pinned {
     pub(crate) segments: Box<[u32]>,
 }
 
+/// Whether a user's requests wait for the end of a compaction (storage.md 8.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hold {
+    Free,
+    /// Changes wait; reads go on.
+    Held,
+    /// The new generation counts, its files are being given their names: loads wait too.
+    Naming,
+}
+
 /// Who waits for a user to be loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waiter {
@@ -99,6 +122,8 @@ pub(crate) enum Waiter {
     Append(usize),
     /// Index of a read.
     Read(usize),
+    /// Index of a request for a compaction.
+    Compact(usize),
     /// Index of a change.
     Change(usize),
 }
@@ -153,6 +178,7 @@ impl User {
             && self.waiting.is_empty()
             && self.pending.is_empty()
             && self.frozen.is_empty()
+            && self.dead.is_empty()
             && !matches!(self.state, State::Loading)
     }
 }
@@ -185,6 +211,8 @@ pub(crate) struct Users {
     count_max: usize,
     /// Bytes of indexes that left with their users, until somebody asks.
     forgotten_bytes: u64,
+    /// Of the users in the table.
+    garbage_bytes: u64,
 }
 
 impl Users {
@@ -195,6 +223,7 @@ impl Users {
             hand: 0,
             count_max,
             forgotten_bytes: 0,
+            garbage_bytes: 0,
         }
     }
 
@@ -283,6 +312,12 @@ impl Users {
             pending: Vec::new(),
             frozen: Vec::new(),
             frozen_written: false,
+            hold: Hold::Free,
+            capture: None,
+            spared: Vec::new(),
+            readers: SmallVec::new(),
+            dead: Vec::new(),
+            garbage_bytes: 0,
             redo_generation: 1,
             folders: Lag::No,
             frozen_folders: Lag::No,
@@ -321,6 +356,7 @@ impl Users {
         let user = self.table.remove(index);
         let bytes = user.live().and_then(|live| live.index.as_ref());
         self.forgotten_bytes += bytes.map_or(0, Index::bytes);
+        self.garbage_bytes -= user.garbage_bytes;
         let hash = user.hash.value();
         if let Some(known) = self.by_hash.get_mut(&hash) {
             known.retain(|other| *other != index);
@@ -354,6 +390,21 @@ impl Users {
         if user.pins == 0 && matches!(user.state, State::Repairing(_)) {
             user.state = State::Unloaded;
         }
+    }
+
+    /// Counts what a user's files hold for nothing; gives its bytes.
+    pub(crate) fn weigh(&mut self, index: usize) -> u64 {
+        let user = self.get_mut(index);
+        let live = user.live();
+        let bytes = live.map_or(0, |live| live.tail.space.garbage_bytes());
+        let before = std::mem::replace(&mut user.garbage_bytes, bytes);
+        self.garbage_bytes = self.garbage_bytes - before + bytes;
+        bytes
+    }
+
+    /// Bytes that the files of the users in the table hold for nothing.
+    pub(crate) fn garbage_bytes(&self) -> u64 {
+        self.garbage_bytes
     }
 
     /// Bytes of indexes that left with their users since the last call.

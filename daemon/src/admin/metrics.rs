@@ -145,6 +145,36 @@ const COUNTERS: &[Sum] = &[
         of: |m| m.bodies_reread,
     },
     Sum {
+        name: "compactions",
+        help: "Users whose files were made smaller",
+        of: |m| m.compactions,
+    },
+    Sum {
+        name: "compactions_failed",
+        help: "Compactions that were given up",
+        of: |m| m.compactions_failed,
+    },
+    Sum {
+        name: "compact_copied_bytes",
+        help: "Bytes of messages that compactions copied",
+        of: |m| m.compact_copied_bytes,
+    },
+    Sum {
+        name: "compact_written_bytes",
+        help: "Bytes that compactions wrote, indexes included",
+        of: |m| m.compact_written_bytes,
+    },
+    Sum {
+        name: "compact_freed_bytes",
+        help: "Bytes by which compactions made files smaller",
+        of: |m| m.compact_freed_bytes,
+    },
+    Sum {
+        name: "files_unlinked",
+        help: "Files unlinked in which nothing was alive",
+        of: |m| m.files_unlinked,
+    },
+    Sum {
         name: "users_loaded",
         help: "Users loaded from their index",
         of: |m| m.users_loaded,
@@ -186,6 +216,11 @@ const GAUGES: &[Sum] = &[
         name: "index_bytes",
         help: "Bytes of loaded indexes",
         of: |m| m.index_bytes,
+    },
+    Sum {
+        name: "garbage_bytes",
+        help: "Bytes that the files of users in memory hold for nothing",
+        of: |m| m.garbage_bytes,
     },
     Sum {
         name: "open_requests",

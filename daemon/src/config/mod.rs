@@ -50,6 +50,8 @@ pub struct Config {
     pub checkpoint_interval: Duration,
     /// Free disk space below which new mail is refused.
     pub disk_reserve: u64,
+    /// Bytes a second that one core's compactions write at most.
+    pub compaction_rate: u64,
     /// Connections at a time.
     pub connections_max: usize,
     /// A silent connection is closed after this.

@@ -38,6 +38,8 @@ pub(crate) struct Folded {
     pub(crate) ends: SegmentEnds,
     /// Large messages that went.
     pub(crate) dead: Vec<DeadFile>,
+    /// Segments that compactions replaced.
+    pub(crate) retired: Vec<u32>,
 }
 
 /// Folds the file (if there is one) and what is pending, oldest first. `has_dir` goes into the tail.
@@ -54,6 +56,7 @@ pub(crate) fn fold<'a>(
         index: Index::default(),
         ends: SegmentEnds::new(),
         dead: Vec::new(),
+        retired: Vec::new(),
     };
     let redone_from = pending
         .clone()
@@ -156,6 +159,9 @@ impl Folded {
     }
 
     fn run(&mut self, run: &Run<'_>) {
+        if let Run::Retire(retire) = run {
+            self.retired.extend(retire.segments());
+        }
         apply_run(&mut self.tail, Some(&mut self.index), run, &mut self.dead);
     }
 }

@@ -2,12 +2,14 @@
 //! and the fault injector. Without it the simulator drifts into fiction.
 
 use bytes::Bytes;
+use ringpost_netproto::id::{Guid, MailboxId, WallNs};
 
 use super::{
     AlignedBuf, Completion, Done, FileId, Io, Op, OpenMode, Piece, RelPath, Step, Token, Work,
     WorkSync,
 };
 use crate::error::IoError;
+use crate::format::store_line::StoreLine;
 
 /// A data directory and the disks on it.
 pub(crate) trait Rig {
@@ -537,6 +539,77 @@ pub(crate) fn materialise_writes_what_it_is_told<R: Rig>() {
     assert_eq!(disk.errno(Op::Materialise(vec![none])), libc::ENOENT);
 }
 
+pub(crate) fn messages_are_proved_while_they_are_copied<R: Rig>() {
+    let mut rig = R::new();
+    let mut disk = Driver::new(rig.io());
+    let line = |stored: &[u8]| StoreLine {
+        mailbox: MailboxId::INBOX,
+        uidvalidity: 1,
+        uid: 2,
+        guid: Guid::new([3; 16]),
+        internal_date: WallNs::new(0),
+        stored_len: u32::try_from(stored.len()).unwrap(),
+        stored_crc: crc32fast::hash(stored),
+        format_flags: 0,
+    };
+    let (first, second) = (line(b"first\n"), line(b"the second\n"));
+    let mut file = b"junk".to_vec();
+    let mut pieces = Vec::new();
+    for (line, stored) in [(first, &b"first\n"[..]), (second, b"the second\n")] {
+        let prefix = crate::mbox::prefix(b"a@b.test", line.internal_date, &line);
+        pieces.push(Piece::Message {
+            path: entry("1.mbox"),
+            offset: file.len() as u64,
+            skip: u16::try_from(prefix.len()).unwrap(),
+            line,
+        });
+        file.extend_from_slice(&prefix);
+        file.extend_from_slice(stored);
+        file.push(b'\n');
+    }
+    let (id, _) = disk.open(&entry("1.mbox"), OpenMode::Create);
+    disk.ok(Op::Write {
+        file: id,
+        offset: 0,
+        data: Bytes::from(file.clone()),
+    });
+    let copy = |pieces: &[Piece]| {
+        let write = Step::Write {
+            path: entry("2.part"),
+            offset: 0,
+            pieces: pieces.to_vec(),
+        };
+        Op::Materialise(vec![Work {
+            steps: vec![write],
+            sync: WorkSync::Each,
+        }])
+    };
+    assert!(disk.run(copy(&pieces)).is_ok());
+    assert_eq!(disk.read_file(&entry("2.part")).unwrap(), file[4..]);
+    // Another store line than the index tells, a place where no message is, one that ends too early.
+    let other = |change: fn(&mut u64, &mut StoreLine)| {
+        let mut pieces = pieces.clone();
+        if let Some(Piece::Message { offset, line, .. }) = pieces.last_mut() {
+            change(offset, line);
+        }
+        pieces
+    };
+    let damaged = [
+        other(|_, line| line.uid = 9),
+        other(|_, line| line.stored_crc ^= 1),
+        other(|offset, _| *offset -= 1),
+        other(|offset, _| *offset += 1),
+        other(|offset, _| *offset = 1 << 40),
+        other(|_, line| line.stored_len = u32::MAX),
+    ];
+    for pieces in damaged {
+        let error = disk.run(copy(&pieces)).unwrap_err();
+        assert_eq!(error.operation, "verify a message in");
+        assert_eq!(error.path, entry("1.mbox").as_str());
+        assert!(!error.is_no_space(), "{error}");
+    }
+}
+
 pub(crate) fn small_files_are_read_within_their_bound<R: Rig>() {
     let mut rig = R::new();
     let mut disk = Driver::new(rig.io());
@@ -638,6 +711,7 @@ macro_rules! conformance {
             a_closed_handle_is_never_another_file,
             a_full_table_gives_the_op_back_and_loses_nothing,
             materialise_writes_what_it_is_told,
+            messages_are_proved_while_they_are_copied,
             small_files_are_read_within_their_bound,
             line_ends_are_put_back,
             a_drop_with_ops_in_flight_ends

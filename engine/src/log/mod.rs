@@ -521,6 +521,15 @@ impl<G> Log<G> {
         self.files.release(upto);
     }
 
+    /// Where all that was encoded so far ends: `DurableTo` will get there.
+    pub(crate) fn end(&self) -> Lsn {
+        match &self.open {
+            Some(batch) if batch.payload_len() > 0 => batch.end(),
+            Some(batch) => batch.lsn(),
+            None => self.next,
+        }
+    }
+
     /// Bytes between a checkpoint and the end of the log.
     pub(crate) fn used_bytes(&self, checkpointed: Lsn) -> u64 {
         let end = self.open.as_ref().map_or(self.next, Batch::end);

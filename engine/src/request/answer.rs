@@ -123,6 +123,13 @@ pub enum Event {
         /// What it holds, or why not.
         result: Result<Snapshot, Refused>,
     },
+    /// A user's files are compacted; what was dead in them is unlinked when nobody reads it.
+    Compacted {
+        /// Of the request.
+        ticket: Ticket,
+        /// What it did, or why not.
+        result: Result<Compacted, Refused>,
+    },
     /// A checkpoint that began at or after the request has ended.
     Checkpointed {
         /// Of the request.
@@ -192,6 +199,15 @@ pub struct MailboxStatus {
     pub subscribed: Subscribed,
     /// Keyword n is bit n of [`ListEntry::keywords`].
     pub keywords: Vec<Arc<str>>,
+}
+
+/// What a compaction did; zeros if there was nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Compacted {
+    /// Bytes of messages copied into new segments.
+    pub copied_bytes: u64,
+    /// Bytes by which the files became smaller.
+    pub freed_bytes: u64,
 }
 
 /// A page of messages.

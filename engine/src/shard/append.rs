@@ -30,7 +30,7 @@ use crate::request::{
     Refused, Ticket,
 };
 use crate::tail::Existence;
-use crate::user::{State, Waiter};
+use crate::user::{Hold, State, Waiter};
 
 /// The mailboxes a user begins with.
 pub(super) const FIRST_MAILBOXES: [(MailboxId, &str, SpecialUse); 2] = [
@@ -274,8 +274,24 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Lets an append wait for its user, if that is held by a compaction.
+    fn waits_for_release(&mut self, index: usize) -> bool {
+        let append = self.appends.get_mut(index).expect("a ready append is open");
+        let held = |user: &&usize| self.users.get(**user).hold != Hold::Free;
+        let Some(user) = append.users.iter().find(held).copied() else {
+            return false;
+        };
+        append.loading += 1;
+        let waiter = Waiter::Append(index);
+        self.users.get_mut(user).waiting.push_back(waiter);
+        true
+    }
+
     /// Places what is left of an append. `false`: no room now, try again.
     fn place(&mut self, now: Now, index: usize) -> bool {
+        if self.waits_for_release(index) {
+            return true;
+        }
         self.resolve_folders(index);
         let body = self
             .appends

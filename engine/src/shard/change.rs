@@ -34,7 +34,7 @@ use crate::request::{
     Refused, Ticket,
 };
 use crate::tail::{MailboxTail, Tail, Usage};
-use crate::user::Waiter;
+use crate::user::{Hold, Waiter};
 
 use copy::CopyPlan;
 use flags::RunPlan;
@@ -173,6 +173,11 @@ impl<I: Io> Shard<I> {
     fn place_change(&mut self, now: Now, change: usize) -> Placed {
         if !self.changes.contains(change) {
             return Placed::All;
+        }
+        let user = self.changes.get(change).map(|open| open.user);
+        if user.is_some_and(|user| self.users.get(user).hold != Hold::Free) {
+            // A compaction lets go of it in a moment.
+            return Placed::Held;
         }
         if let Some(reason) = self.change_pressure(change) {
             return self.wait_for_room(now, change, (Placed::Held, reason));
@@ -427,7 +432,7 @@ impl<I: Io> Shard<I> {
 
     /// Whether work is open that a drain waits for.
     pub(super) fn has_work(&self) -> bool {
-        !self.appends.is_empty() || !self.changes.is_empty()
+        !self.appends.is_empty() || !self.changes.is_empty() || !self.compactor.is_idle()
     }
 }
 

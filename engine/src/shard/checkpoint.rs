@@ -23,6 +23,7 @@ use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Ticket};
+use crate::user::Hold;
 use crate::user::Lag;
 
 /// Users of one work: enough to pay for the hand-over, few enough to build in a fraction of a
@@ -47,6 +48,8 @@ pub(super) struct Checkpoint {
     state: State,
     /// Tickets for the next checkpoint to begin.
     asked: Vec<Ticket>,
+    /// A compaction waits for one.
+    wanted: Wanted,
     /// Tickets of the running one.
     running: Vec<Ticket>,
     begun: MonotonicNs,
@@ -64,6 +67,13 @@ pub(super) struct Checkpoint {
     parts_sequence: u64,
     /// The `dedupe` file must be made anew, header and all.
     pub(super) new_dedupe_file: NewFile,
+}
+
+/// Whether somebody waits for a checkpoint without a ticket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wanted {
+    Yes,
+    No,
 }
 
 /// Whether a derived file is written from its start.
@@ -109,6 +119,7 @@ impl Checkpoint {
         Self {
             state: State::Idle,
             asked: Vec::new(),
+            wanted: Wanted::No,
             running: Vec::new(),
             begun: now,
             ended_at: now,
@@ -127,6 +138,19 @@ impl Checkpoint {
     /// Asks for a checkpoint that begins from now on.
     pub(super) fn ask(&mut self, ticket: Ticket) {
         self.asked.push(ticket);
+    }
+
+    /// Asks for one without a ticket, if anything is to be written.
+    pub(super) fn want(&mut self) {
+        self.wanted = Wanted::Yes;
+    }
+
+    /// Whether the flusher has work of this user.
+    pub(super) fn is_writing(&self, user: usize) -> bool {
+        match &self.state {
+            State::Writing(writing) => writing.works.values().flatten().any(|other| *other == user),
+            _ => false,
+        }
     }
 
     /// Checkpoints ended since the shard was opened.
@@ -228,7 +252,8 @@ impl<I: Io> Shard<I> {
             .checkpoint
             .ended_at
             .after(self.config.checkpoint_interval_ns);
-        used >= capacity / 2
+        self.checkpoint.wanted == Wanted::Yes
+            || used >= capacity / 2
             || now.monotonic >= due
             || self.bodies.bytes() >= self.config.pending_bytes_max * 60 / 100
             || self.pending_records >= (self.config.pending_records_max / 2).max(1)
@@ -304,6 +329,7 @@ impl<I: Io> Shard<I> {
         self.checkpoint.users.clone_from(&users);
         self.checkpoint.partitions = self.partitions_durable.states();
         self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
+        self.checkpoint.wanted = Wanted::No;
         self.checkpoint.state = State::Writing(Writing {
             frozen,
             users,
@@ -331,6 +357,15 @@ impl<I: Io> Shard<I> {
                 && users.len() < WORK_USERS
                 && bytes < WORK_BYTES
             {
+                if self.users.get(index).hold == Hold::Held {
+                    // Its turn comes last; a compaction is about to change what it owes.
+                    let last = writing.users.len() - 1;
+                    if writing.next == last {
+                        break;
+                    }
+                    writing.users.swap(writing.next, last);
+                    continue;
+                }
                 writing.next += 1;
                 let user = self.users.get_mut(index);
                 let Todo { steps, kept } = Steps::new(&self.log, user).all();
@@ -346,6 +381,9 @@ impl<I: Io> Shard<I> {
                 };
                 works.push(Work { steps, sync });
                 users.push(index);
+            }
+            if works.is_empty() {
+                break;
             }
             let number = writing.works_made;
             writing.works_made += 1;
@@ -580,7 +618,9 @@ impl<I: Io> Shard<I> {
             user.frozen_written = false;
             user.frozen_folders = Lag::No;
             self.unlink_unpinned(index);
+            self.sweep(index);
         }
+        self.compactor.look_again();
         self.checkpoint.state = State::Idle;
         self.checkpoint.ended += 1;
         self.checkpoint.ended_at = now.monotonic;

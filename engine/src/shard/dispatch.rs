@@ -55,6 +55,7 @@ impl<I: Io> Shard<I> {
                 let fetch = Fetch::new((mailbox, uid), None, stored_offset, bytes_max);
                 self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
             }
+            Request::Compact { user } => self.submit_compact(ticket, &user)?,
             Request::Checkpoint => self.checkpoint.ask(ticket),
             Request::Drain => {
                 self.phase = Phase::Draining(ticket);

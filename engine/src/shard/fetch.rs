@@ -22,6 +22,7 @@ use crate::limits::{BLOCK_BYTES, FETCH_BYTES_MAX};
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
 use crate::request::{Event, Fetched, Notice, Refused};
+use crate::user::Hold;
 
 /// A message, or a piece of it, being read.
 #[derive(Clone, Debug)]
@@ -149,6 +150,11 @@ impl<I: Io> Shard<I> {
             _ if msg.format_flags & OWN_FILE != 0 => {
                 let path = dir.large(msg.segment, msg.mailbox, msg.uid);
                 self.open_file(read, msg, path, None);
+            }
+            // A compaction is giving its files their names.
+            _ if user.hold == Hold::Naming => {
+                let path = dir.segment_part(msg.segment);
+                self.open_file(read, msg, path, Some(dir.segment(msg.segment)));
             }
             _ => self.open_file(read, msg, dir.segment(msg.segment), None),
         }

@@ -19,7 +19,14 @@ use crate::ops::{Purpose, unreachable_done};
 use crate::pending::{Entry, What};
 use crate::request::{Event, Notice, Refused};
 use crate::tail::Existence;
-use crate::user::{Live, State, Waiter};
+use crate::user::{Hold, Live, State, Waiter};
+
+/// Whether a load waits for a compaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Deferred {
+    Yes,
+    No,
+}
 
 /// What a directory listing told.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +50,8 @@ pub(super) struct Loading {
     listing: Listing,
     /// Files of a new generation that are being given their names.
     renames: usize,
+    /// The files it wants are being given their names by a compaction.
+    deferred: Deferred,
     /// Why one of them was not.
     failed: Option<Corrupt>,
     /// Checkpoints ended when the file was asked for: one in between may have moved pending records
@@ -65,6 +74,7 @@ impl<I: Io> Shard<I> {
         let loading = Loading {
             listing: Listing::default(),
             renames: 0,
+            deferred: Deferred::No,
             failed: None,
             checkpoints: 0,
             name: key.map(|key| Arc::from(key.name())),
@@ -222,12 +232,26 @@ impl<I: Io> Shard<I> {
         listing
     }
 
+    /// The files of a user that is being loaded have their names now.
+    pub(super) fn resume_load(&mut self, index: usize) {
+        let loading = self.loads.get_mut(&index);
+        if let Some(loading) = loading
+            && std::mem::replace(&mut loading.deferred, Deferred::No) == Deferred::Yes
+        {
+            self.read_info(index);
+        }
+    }
+
     /// Asks for the info file, or goes on without one.
     fn read_info(&mut self, index: usize) {
         let checkpoints = self.checkpoint.ended();
         let Some(loading) = self.loads.get_mut(&index) else {
             return;
         };
+        if self.users.get(index).hold == Hold::Naming {
+            loading.deferred = Deferred::Yes;
+            return;
+        }
         loading.checkpoints = checkpoints;
         let user = self.users.get(index);
         let fresh = user
@@ -285,8 +309,8 @@ impl<I: Io> Shard<I> {
                 self.unlink_dead(index, &listing, &folded.dead);
                 // The generation that replaced them was just read whole.
                 let dir = self.users.get(index).dir();
-                for generation in listing.older {
-                    let path = dir.info(generation);
+                for generation in &listing.older {
+                    let path = dir.info(*generation);
                     self.ops.start(Op::Unlink { path }, Purpose::Tidy);
                 }
                 let user = self.users.get_mut(index);
@@ -296,8 +320,12 @@ impl<I: Io> Shard<I> {
                 let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_));
                 let reader = user.waiting.iter().any(waits);
                 let Folded {
-                    tail, index: all, ..
+                    tail,
+                    index: all,
+                    retired,
+                    ..
                 } = folded;
+                let fresh = user.live().is_none();
                 match &mut user.state {
                     State::Live(live) => live.index = Some(all),
                     state => {
@@ -310,6 +338,10 @@ impl<I: Io> Shard<I> {
                     .and_then(|live| live.index.as_ref())
                     .map(Index::bytes);
                 self.index_bytes += bytes.unwrap_or(0);
+                if fresh {
+                    self.bury_listed(index, &listing.segments, &listing.large, &retired);
+                }
+                self.weigh(index);
                 self.wake(index);
             }
             Err(bad) => self.load_failed(index, bad),
@@ -363,11 +395,20 @@ impl<I: Io> Shard<I> {
         let tail = &mut folded.tail;
         tail.next_segment = tail.next_segment.max(listing.next_segment);
         for (segment, end) in folded.ends.iter().copied() {
+            // A new generation's runs may tell of bytes that redo has still to write.
+            let owed = user.unwritten().filter_map(|entry| entry.owes(segment)).min();
+            let end = owed.map_or(end, |offset| offset.min(end));
+            if end == 0 {
+                continue;
+            }
             let found = listing
                 .segments
                 .iter()
                 .find(|(number, _)| *number == segment);
             if user.live().is_none() && found.is_none_or(|(_, bytes)| *bytes < end) {
+                if tail.leave_segment(segment, end) {
+                    continue;
+                }
                 let file = user.dir().segment(segment).to_string();
                 let offset = found.map_or(0, |(_, bytes)| *bytes);
                 return Err(Corrupt {
@@ -417,7 +458,9 @@ impl<I: Io> Shard<I> {
             let waiting = std::mem::take(&mut user.waiting);
             for waiter in waiting {
                 match waiter {
-                    Waiter::Append(_) => self.users.get_mut(index).waiting.push_back(waiter),
+                    Waiter::Append(_) | Waiter::Compact(_) => {
+                        self.users.get_mut(index).waiting.push_back(waiter);
+                    }
                     Waiter::Read(read) => {
                         self.refuse_read(read, Refused::Repairing(Arc::clone(&corrupt)));
                     }
@@ -441,6 +484,7 @@ impl<I: Io> Shard<I> {
                 Waiter::Append(append) => self.append_wants(append, index, name.as_deref()),
                 Waiter::Read(read) => self.read_wants(read, name.as_deref()),
                 Waiter::Change(change) => self.change_wants(change, name.as_deref()),
+                Waiter::Compact(asked) => self.compaction_wants(asked, name.as_deref()),
             };
             match (waiter, wants) {
                 (Waiter::Append(append), Wants::This) => self.append_user_loaded(append),
@@ -449,6 +493,8 @@ impl<I: Io> Shard<I> {
                 (Waiter::Read(read), Wants::Other) => self.read_moves(read),
                 (Waiter::Change(change), Wants::This) => self.change_user_loaded(change),
                 (Waiter::Change(change), Wants::Other) => self.change_moves(change),
+                (Waiter::Compact(asked), Wants::This) => self.compaction_user_loaded(asked),
+                (Waiter::Compact(asked), Wants::Other) => self.compaction_moves(asked),
             }
         }
         self.users.unpin(index);

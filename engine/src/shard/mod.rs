@@ -10,6 +10,7 @@
 mod append;
 mod change;
 mod checkpoint;
+mod compact;
 mod dispatch;
 mod encode;
 mod feed;
@@ -50,9 +51,12 @@ use crate::request::{
 use crate::tail::Usage;
 use crate::user::{User, Users};
 
+pub(crate) use compact::{Capture, Dead};
+
 use append::{Append, Mark, Part};
 use change::Change;
 use checkpoint::Checkpoint;
+use compact::Compactor;
 use feed::Watch;
 use large::LargeStep;
 use load::Loading;
@@ -171,6 +175,9 @@ pub struct Shard<I: Io> {
     loads: BTreeMap<usize, Loading>,
     index_bytes: u64,
     checkpoint: Checkpoint,
+    compactor: Compactor,
+    /// Numbers those who read files, so that none goes under them.
+    readers_begun: u64,
     superblock: Superblock,
     super_copy: u64,
     super_file: FileId,
@@ -276,6 +283,7 @@ impl<I: Io> Shard<I> {
             self.ended = ended;
             if self.phase != Phase::Stopped {
                 self.publish(now);
+                self.tend_compaction(now);
                 self.place_changes(now);
                 self.place_ready(now);
                 let (ops, positions) = (&mut self.ops, &mut self.positions);
@@ -307,7 +315,7 @@ impl<I: Io> Shard<I> {
             .due(self.config.checkpoint_interval_ns, dirty);
         let busy = dirty || self.has_work() || self.disk_is_full();
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
-        [unsent, noop, refusal, self.changes_due(), checkpoint, space]
+        [unsent, noop, refusal, self.changes_due(), checkpoint, space, self.compaction_due()]
             .into_iter()
             .flatten()
             .min()
@@ -358,6 +366,7 @@ impl<I: Io> Shard<I> {
             Purpose::Stage(stage) => self.stage_step(stage, result)?,
             Purpose::Large(index) => self.large_step(index, result)?,
             Purpose::Fetch(index) => self.fetch_step(index, result),
+            Purpose::Compact => self.compaction_op_ended(now, result)?,
             Purpose::Copy(index, place) => self.copy_step(index, place, result)?,
             Purpose::Space => self.space_looked(now, result),
             Purpose::Tidy => {}
@@ -402,6 +411,7 @@ impl<I: Io> Shard<I> {
         self.metrics.log_capacity_bytes = self.log.files().capacity_bytes();
         self.metrics.users_resident = u64::try_from(self.users.len()).unwrap_or(u64::MAX);
         self.metrics.index_bytes = self.index_bytes;
+        self.metrics.garbage_bytes = self.users.garbage_bytes();
         self.metrics.tickets = self.tickets_open;
         self.metrics.snapshots = u64::try_from(self.snapshots.count()).unwrap_or(u64::MAX);
         self.metrics.watches = u64::try_from(self.watches.len()).unwrap_or(u64::MAX);
@@ -478,6 +488,7 @@ impl<I: Io> Shard<I> {
         self.refuse_appends();
         self.refuse_changes();
         self.refuse_reads();
+        self.refuse_compactions();
         self.refuse_watches();
         self.refuse_stages();
         self.events.push(Event::Fatal(fatal));

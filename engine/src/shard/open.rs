@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use super::append::seconds;
 use super::checkpoint::{Checkpoint, NewFile, sealed};
+use super::compact::Compactor;
 use super::partitions::Partitions;
 use super::snapshot::Snapshots;
 use super::stage::Stages;
@@ -161,6 +162,8 @@ impl<I: Io> Shard<I> {
                 superblock.parts_sequence,
                 redo.new_dedupe_file,
             ),
+            compactor: Compactor::new(now.monotonic),
+            readers_begun: 0,
             superblock,
             super_copy,
             super_file,

@@ -88,6 +88,9 @@ impl<I: Io> Shard<I> {
         if user.pending.is_empty() {
             self.dirty.push(index);
         }
+        if let Some(capture) = &mut user.capture {
+            entries.iter().for_each(|entry| capture.published(entry));
+        }
         let hash = user.hash;
         let mut folders = Lag::No;
         if let State::Live(live) = &mut user.state {
@@ -115,7 +118,14 @@ impl<I: Io> Shard<I> {
         if folders == Lag::Yes {
             user.folders = Lag::Yes;
         }
+        let changed = entries
+            .iter()
+            .any(|entry| matches!(entry.what, What::Runs(_)));
         user.pending.extend(entries);
+        if changed {
+            self.bury_emptied(index);
+            self.weigh(index);
+        }
         self.wake_watches(index);
     }
 

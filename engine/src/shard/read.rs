@@ -30,6 +30,8 @@ pub(super) struct Read {
     /// `None` for one whose user is loaded.
     key: Option<UserKey>,
     pub(super) user: usize,
+    /// Of those who read the user's files.
+    reader: u64,
     pub(super) what: Wanted,
 }
 
@@ -106,10 +108,12 @@ impl<I: Io> Shard<I> {
         what: Wanted,
     ) -> usize {
         self.users.get_mut(user).pins += 1;
+        let reader = self.begin_reader(user);
         self.reads.insert(Read {
             sink,
             key,
             user,
+            reader,
             what,
         })
     }
@@ -152,17 +156,21 @@ impl<I: Io> Shard<I> {
         let Some(Read {
             user,
             key: Some(key),
+            reader,
             ..
         }) = self.reads.get(read)
         else {
             return;
         };
-        let (from, key) = (*user, key.clone());
+        let (from, key, reader) = (*user, key.clone(), *reader);
         let to = self.users.by_key(&key);
         self.users.get_mut(to).pins += 1;
+        self.end_reader(from, reader);
         self.users.unpin(from);
+        let reader = self.begin_reader(to);
         if let Some(open) = self.reads.get_mut(read) {
             open.user = to;
+            open.reader = reader;
         }
         self.want_index(read);
     }
@@ -220,7 +228,10 @@ impl<I: Io> Shard<I> {
 
     /// Ends a read.
     pub(super) fn end_read(&mut self, read: usize) -> Sink {
-        let Read { sink, user, .. } = self.reads.remove(read);
+        let Read {
+            sink, user, reader, ..
+        } = self.reads.remove(read);
+        self.end_reader(user, reader);
         self.users.unpin(user);
         self.users.forget_if_absent(user);
         sink

@@ -153,6 +153,7 @@ impl<I: Io> Shard<I> {
             .snapshots
             .retain(|pinned| pinned.snapshot != snapshot.0);
         self.unlink_unpinned(user);
+        self.sweep(user);
         self.users.unpin(user);
     }
 

@@ -161,7 +161,9 @@ impl<'a, G> Steps<'a, G> {
     /// The names of a new generation: before any write that would make a file of that name.
     fn swaps(&self, dir: &RelPath, steps: &mut Vec<Step>) {
         for entry in &self.user.frozen {
-            if let What::Swap(swap) = &entry.what {
+            if let What::Swap(swap) = &entry.what
+                && !canary::on(Canary::SwapPassed)
+            {
                 let renames = swap.renames(dir);
                 steps.extend(renames.map(|(from, to)| Step::Rename { from, to }));
             }
@@ -338,7 +340,7 @@ impl<'a, G> Steps<'a, G> {
             });
         }
         let data = match (self.user.live(), created) {
-            (Some(live), _) => text(self.user.name.as_ref()?, &live.tail),
+            (Some(_), _) => folders_of(self.user)?,
             (None, Some((name, _))) => text(name, &changed),
             (None, None) => return None,
         };
@@ -360,4 +362,9 @@ fn text(name: &[u8], tail: &Tail) -> Bytes {
         mailboxes,
     };
     Bytes::from(folders.encode())
+}
+
+/// The text copy of a loaded user's mailboxes as readers see them.
+pub(super) fn folders_of(user: &User) -> Option<Bytes> {
+    Some(text(user.name.as_ref()?, &user.live()?.tail))
 }

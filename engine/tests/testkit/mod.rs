@@ -372,6 +372,7 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::MailboxChanged { ticket, .. }
         | Event::Changes { ticket, .. }
         | Event::SnapshotOpened { ticket, .. }
+        | Event::Compacted { ticket, .. }
         | Event::Checkpointed { ticket }
         | Event::Drained { ticket } => Some(*ticket),
         _ => None,
