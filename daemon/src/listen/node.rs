@@ -414,6 +414,7 @@ pub(super) fn status_of(refused: &Refused) -> Status {
     match refused {
         Refused::Busy(_) => Status::Busy,
         Refused::DiskFull => Status::DiskFull,
+        Refused::OverQuota { .. } => Status::Quota,
         Refused::NoSuchMailbox => Status::NoMailbox,
         Refused::NoSuchUser => Status::NoUser,
         Refused::NoSuchMessage => Status::NoMessage,

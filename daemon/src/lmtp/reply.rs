@@ -132,6 +132,7 @@ pub const fn status(refused: &Refused) -> Status {
     match refused {
         Refused::Busy(_) => Status::Busy,
         Refused::DiskFull => Status::DiskFull,
+        Refused::OverQuota { .. } => Status::Quota,
         Refused::TooLarge => Status::TooBig,
         Refused::Repairing(_) | Refused::Damaged(_) => Status::Corrupt,
         Refused::WrongShard => Status::NotPrimary,
@@ -181,6 +182,13 @@ mod tests {
             (
                 Reply::refused(&Refused::DiskFull),
                 "452 4.3.1 the disk is full\r\n",
+            ),
+            (
+                Reply::refused(&Refused::OverQuota {
+                    bytes: 9,
+                    messages: 1,
+                }),
+                "452 4.2.2 the mailbox is over quota\r\n",
             ),
             (
                 Reply::of(Status::NoDirectory),
