@@ -432,7 +432,10 @@ fn a_sector_that_is_lost_or_misdirected_is_remembered_as_a_wound() {
                 .iter()
                 .filter(|wound| wound.path == "log/00/0001.log");
             assert!(in_log.count() > 0);
-            let kept: Vec<_> = log.chunks(512).filter(|sector| **sector == [1; 512]).collect();
+            let kept: Vec<_> = log
+                .chunks(512)
+                .filter(|sector| **sector == [1; 512])
+                .collect();
             lost += usize::from(kept.len() == 1);
             let hit = other.contains(&2);
             assert!(!hit || how == Sector::Misdirected);
