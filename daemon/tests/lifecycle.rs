@@ -109,7 +109,10 @@ fn sigterm_lets_an_open_transaction_end_and_refuses_new_ones() {
     open.send(b"Subject: half\r\n");
     daemon.signal(Signal::SIGTERM);
     assert!(idle.rest().starts_with("421 4.3.2 "));
-    assert!(UnixStream::connect(&daemon.node).is_err());
+    // The cores are told at the same time as the doors are closed.
+    until("the doors to be closed", || {
+        UnixStream::connect(&daemon.node).is_err()
+    });
     open.send(b"\r\nthe other half\r\n.\r\n");
     let said = open.rest();
     let lines: Vec<&str> = said.lines().collect();

@@ -1,6 +1,6 @@
 //! Planted bugs (storage.md 12.4): one at a time can be turned on, on one thread, in builds with the
 //! feature `sim`. The simulator has to find each of them; a rig that does not proves nothing. Without
-//! the feature [`on`] is a constant `false` and nothing of a bug is compiled.
+//! the feature `on` is a constant `false` and nothing of a bug is compiled.
 
 #[cfg(feature = "sim")]
 use std::cell::Cell;
