@@ -8,8 +8,7 @@ mod flags;
 mod mailbox;
 mod uids;
 
-pub use answer::{
-    Compacted,Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
+pub use answer::{Compacted, Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
 pub use flags::{FlagOp, Flags, is_keyword};
 pub use mailbox::{
     Changed, ChangesPage, Copied, Horizon, MailboxChange, MailboxChanged, QuotaLimits, Snapshot,
