@@ -396,7 +396,10 @@ impl<I: Io> Shard<I> {
         tail.next_segment = tail.next_segment.max(listing.next_segment);
         for (segment, end) in folded.ends.iter().copied() {
             // A new generation's runs may tell of bytes that redo has still to write.
-            let owed = user.unwritten().filter_map(|entry| entry.owes(segment)).min();
+            let owed = user
+                .unwritten()
+                .filter_map(|entry| entry.owes(segment))
+                .min();
             let end = owed.map_or(end, |offset| offset.min(end));
             if end == 0 {
                 continue;

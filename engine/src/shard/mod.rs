@@ -315,10 +315,18 @@ impl<I: Io> Shard<I> {
             .due(self.config.checkpoint_interval_ns, dirty);
         let busy = dirty || self.has_work() || self.disk_is_full();
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
-        [unsent, noop, refusal, self.changes_due(), checkpoint, space, self.compaction_due()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            unsent,
+            noop,
+            refusal,
+            self.changes_due(),
+            checkpoint,
+            space,
+            self.compaction_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Requests taken so far.
