@@ -24,12 +24,19 @@ pub(crate) struct SegmentUse {
     pub(crate) dead_bytes: u64,
     /// Messages that are there.
     pub(crate) live_count: u32,
+    /// Messages that are gone and whose run has no header cache: what explains their bytes.
+    bare_count: u32,
 }
 
 impl SegmentUse {
     /// Whether enough of it is dead.
     pub(crate) fn is_stale(&self) -> bool {
         self.dead_bytes > 0 && self.dead_bytes * 100 >= self.bytes * SEGMENT_DEAD_PERCENT
+    }
+
+    /// Whether its file has gone.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
     }
 
     /// Bytes that a compaction would have to copy.
@@ -89,6 +96,15 @@ impl Space {
     fn place(&self, segment: u32) -> Result<usize, usize> {
         self.segments
             .binary_search_by_key(&segment, |known| known.segment)
+    }
+
+    /// Whether a shared segment has messages that are there.
+    pub(crate) fn is_alive(&self, segment: u32) -> bool {
+        let known = self
+            .place(segment)
+            .ok()
+            .and_then(|place| self.segments.get(place));
+        known.is_some_and(|known| known.live_count > 0)
     }
 
     /// A message lies in its segment.
@@ -158,6 +174,7 @@ impl Space {
                 {
                     known.dead_bytes = known.bytes.min(known.dead_bytes + bytes);
                     known.live_count = known.live_count.saturating_sub(1);
+                    known.bare_count += u32::from(cache_slots == 0);
                 }
             }
             Happened::Deleted(mailbox) => {
@@ -183,6 +200,7 @@ impl Space {
                 bytes: 0,
                 dead_bytes: 0,
                 live_count: 0,
+                bare_count: 0,
             };
             self.segments.insert(place, fresh);
             place
@@ -192,9 +210,16 @@ impl Space {
             .expect("found or just inserted")
     }
 
-    /// A segment's file is gone, or on its way.
+    /// A sealed segment's file is gone, or on its way: there are no bytes any more that its runs would
+    /// explain. That it was sealed stays known until the next generation.
     pub(crate) fn forget(&mut self, segment: u32) {
-        self.segments.retain(|known| known.segment != segment);
+        if let Ok(place) = self.place(segment)
+            && let Some(known) = self.segments.get_mut(place)
+        {
+            let slots = known.bare_count.saturating_mul(2);
+            (known.bytes, known.dead_bytes, known.bare_count) = (0, 0, 0);
+            self.stale_slots = self.stale_slots.saturating_add(slots);
+        }
     }
 
     /// Bytes of dead messages, and of the info file what could go.
@@ -289,6 +314,7 @@ pub(crate) mod tests {
         assert_eq!(space.segments()[0].live_bytes(), 0);
         space.forget(1);
         assert_eq!(space.garbage_bytes(), (9 + 14) * 64);
+        assert!(!space.is_alive(1) && space.segments()[0].is_empty());
     }
 
     #[test]

@@ -268,8 +268,7 @@ impl Tail {
     /// Goes on in another segment if nothing is alive in this one and nothing followed `end`: its file
     /// was removed, or is about to be.
     pub(crate) fn leave_segment(&mut self, segment: u32, end: u64) -> bool {
-        let mut dead = self.space.segments().iter();
-        if dead.any(|known| known.segment == segment && known.live_count > 0) {
+        if self.space.is_alive(segment) {
             return false;
         }
         let mut mailboxes = self.mailboxes.iter_mut();

@@ -125,6 +125,8 @@ impl<I: Io> Shard<I> {
         if changed {
             self.bury_emptied(index);
             self.weigh(index);
+        } else {
+            self.sweep(index);
         }
         self.wake_watches(index);
     }

@@ -15,7 +15,7 @@ use crate::format::{Reserved, Version};
 use crate::index::DeadFile;
 use crate::io::{Piece, RelPath, Step, Work, WorkSync};
 use crate::log::Log;
-use crate::pending::{PendingBody, What};
+use crate::pending::{Entry, PendingBody, What};
 use crate::position::Lsn;
 use crate::request::UidRange;
 use crate::tail::{Existence, MailboxTail, Tail};
@@ -64,15 +64,36 @@ pub(super) struct Steps<'a, G> {
     gone: Gone,
 }
 
-/// What frozen records make dead.
+/// What records make dead.
 #[derive(Default)]
-struct Gone {
+pub(super) struct Gone {
     ranges: Vec<(MailboxId, UidRange)>,
     mailboxes: Vec<MailboxId>,
 }
 
 impl Gone {
-    fn has(&self, mailbox: MailboxId, uid: Uid) -> bool {
+    /// What the unwritten records of a user make dead.
+    pub(super) fn unwritten(user: &User) -> Self {
+        let mut gone = Self::default();
+        each_run(user, user.unwritten(), |run| gone.take(run));
+        gone
+    }
+
+    fn take(&mut self, run: &Run<'_>) {
+        match run {
+            Run::Change(change) if change.kind == ChangeKind::Expunge => {
+                let range = UidRange {
+                    low: change.uid_low.value(),
+                    high: change.uid_high.value(),
+                };
+                self.ranges.push((change.mailbox, range));
+            }
+            Run::Mailbox(run) if run.op == MailboxOp::Delete => self.mailboxes.push(run.mailbox),
+            _ => {}
+        }
+    }
+
+    pub(super) fn has(&self, mailbox: MailboxId, uid: Uid) -> bool {
         let in_range = |(of, range): &(MailboxId, UidRange)| *of == mailbox && range.contains(uid);
         self.mailboxes.contains(&mailbox) || self.ranges.iter().any(in_range)
     }
@@ -86,17 +107,7 @@ impl<'a, G> Steps<'a, G> {
             gone: Gone::default(),
         };
         let mut gone = Gone::default();
-        steps.each_run(|run| match run {
-            Run::Change(change) if change.kind == ChangeKind::Expunge => {
-                let range = UidRange {
-                    low: change.uid_low.value(),
-                    high: change.uid_high.value(),
-                };
-                gone.ranges.push((change.mailbox, range));
-            }
-            Run::Mailbox(run) if run.op == MailboxOp::Delete => gone.mailboxes.push(run.mailbox),
-            _ => {}
-        });
+        steps.each_run(|run| gone.take(run));
         steps.gone = gone;
         steps
     }
@@ -275,16 +286,8 @@ impl<'a, G> Steps<'a, G> {
     }
 
     /// Calls with each run in this checkpoint that is no message.
-    fn each_run(&self, mut with: impl FnMut(&Run<'_>)) {
-        let seed = self.user.seed(self.user.generation());
-        for entry in &self.user.frozen {
-            if let What::Runs(bytes) = &entry.what {
-                let runs = Runs::new(bytes, seed, entry.slot).reserved(Reserved::Unknown);
-                for run in runs.filter_map(|run| run.run.ok()) {
-                    with(&run);
-                }
-            }
-        }
+    fn each_run(&self, with: impl FnMut(&Run<'_>)) {
+        each_run(self.user, self.user.frozen.iter(), with);
     }
 
     /// The header of a new user: made of what its records say alone, so that redo writes the same.
@@ -345,6 +348,23 @@ impl<'a, G> Steps<'a, G> {
             (None, None) => return None,
         };
         Some(Step::Replace { path, data })
+    }
+}
+
+/// Calls with each run of some entries of a user that is no message.
+fn each_run<'a>(
+    user: &User,
+    entries: impl Iterator<Item = &'a Entry>,
+    mut with: impl FnMut(&Run<'_>),
+) {
+    let seed = user.seed(user.generation());
+    for entry in entries {
+        if let What::Runs(bytes) = &entry.what {
+            let runs = Runs::new(bytes, seed, entry.slot).reserved(Reserved::Unknown);
+            for run in runs.filter_map(|run| run.run.ok()) {
+                with(&run);
+            }
+        }
     }
 }
 

@@ -183,7 +183,7 @@ fn a_full_disk_is_emptied_by_expunge_and_compaction() {
     let before = bench.mailbox(BOB);
     let from = bytes(&disk);
     for _round in 0..12 {
-        println!("{:?}", compacted(&mut bench));
+        drop(compacted(&mut bench));
         rest(&mut bench);
         assert_sound(&disk, "in between");
     }
@@ -250,4 +250,25 @@ fn a_drain_ends_a_compaction_that_is_not_committed() {
         assert_eq!(bench.mailbox(BOB), before, "{turns} turns");
         assert_eq!(files_of(&bench.disk, ".part"), [""; 0], "{turns} turns");
     }
+}
+
+#[test]
+fn nobody_is_compacted_for_nothing() {
+    let mut bench = Bench::new(by_request());
+    let refused = compacted(&mut bench);
+    assert_eq!(
+        refused,
+        Err(Refused::NoSuchUser),
+        "nothing was ever delivered"
+    );
+    bench.deliver(&[BOB], 1, &message(1, 900));
+    // A user whose first record is in the log only, and who has no garbage.
+    assert_eq!(compacted(&mut bench), Ok(Compacted::default()));
+    expunged(&mut bench, UidSet::all()).expect("expunged");
+    let done = compacted(&mut bench).expect("after the checkpoint that it asks for");
+    assert_eq!(done.copied_bytes, 0);
+    assert_eq!(bench.shard.metrics().compactions, 1);
+    assert_sound(&bench.disk, "compacted");
+    bench.drain();
+    assert_eq!(compacted(&mut bench), Err(Refused::Stopped));
 }

@@ -339,13 +339,15 @@ impl Contents {
         }
     }
 
+    /// Whether a mailbox was made and not deleted.
+    pub(super) fn is_there(&self, mailbox: MailboxId) -> bool {
+        let folder = self.folders.get(&mailbox);
+        folder.is_some_and(|folder| folder.deleted.is_none())
+    }
+
     /// What stands before the messages: mailboxes, keywords, retired segments, what is unknown.
     pub(super) fn prologue(&self, writer: &mut Writer, retired: &[u32]) {
         let last = self.folders.keys().next_back();
-        let is_there = |mailbox: &MailboxId| {
-            let folder = self.folders.get(mailbox);
-            folder.is_some_and(|folder| folder.deleted.is_none())
-        };
         for (mailbox, folder) in &self.folders {
             // The id of a deleted mailbox is never given again.
             if folder.deleted.is_none() || Some(mailbox) == last {
@@ -353,7 +355,7 @@ impl Contents {
             }
         }
         for ((mailbox, bit), keyword) in &self.keywords {
-            if is_there(mailbox) {
+            if self.is_there(*mailbox) {
                 writer.keyword(*mailbox, *bit, keyword);
             }
         }

@@ -45,7 +45,12 @@ impl<I: Io> Shard<I> {
         let active = live.tail.mailboxes.iter().map(|tail| tail.segment);
         let active = active.collect();
         contents.agree_with(&live.tail);
-        let Split { kept, retired } = split(&contents, &running.victims, active, &there);
+        let Split { kept, retired } = split(
+            &contents,
+            &running.victims,
+            active,
+            (&running.sealed, &there),
+        );
         let mut layout = Layout::new(live.tail.next_segment, segment_max);
         let segments = (&kept, &running.victims);
         let (space, copies) = places(&contents, segments, &mut layout)?;
@@ -201,19 +206,26 @@ struct Split {
     retired: Vec<u32>,
 }
 
-/// `active` are being appended to; of the rest only what is `there`, or will be, has to go.
+/// `active` are being appended to; of the rest only what is `there`, or will be, has to go. A record in
+/// flight may be mail for a segment that is not `sealed`: it lives on.
 fn split(
     contents: &Contents,
     victims: &BTreeSet<u32>,
     active: BTreeSet<u32>,
-    there: &BTreeSet<u32>,
+    (sealed, there): (&BTreeSet<u32>, &BTreeSet<u32>),
 ) -> Split {
     let mut kept = active;
     let mut known: BTreeSet<u32> = contents.retired.clone();
     for message in &contents.messages {
         known.insert(message.segment);
-        if message.life == Life::Alive {
-            kept.insert(message.segment);
+        let segment = message.segment;
+        let lives = message.life == Life::Alive
+            || (message.own_file == OwnFile::No
+                && !sealed.contains(&segment)
+                && there.contains(&segment)
+                && contents.is_there(message.mailbox));
+        if lives {
+            kept.insert(segment);
         }
     }
     kept.retain(|segment| !victims.contains(segment));

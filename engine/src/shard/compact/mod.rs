@@ -49,7 +49,7 @@ use super::{Phase, Shard};
 use crate::error::{Corrupt, IoError};
 use crate::format::info::InfoHeader;
 use crate::format::store_line::StoreLine;
-use crate::index::BadInfo;
+use crate::index::{BadInfo, DeadFile};
 use crate::io::{Done, Failed, Io, Op};
 use crate::limits::INFO_BYTES_MAX;
 use crate::ops::{Purpose, unreachable_done};
@@ -143,6 +143,8 @@ struct Compaction {
     wanted: Wanted,
     began: MonotonicNs,
     victims: BTreeSet<u32>,
+    /// Segments whose last record is durable, and in the contents.
+    sealed: BTreeSet<u32>,
     step: Step,
     /// An op of it is under way.
     busy: Busy,
@@ -164,6 +166,8 @@ struct Compaction {
     kept: BTreeSet<u32>,
     /// Every other segment whose file may exist; ascending.
     retired: Vec<u32>,
+    /// Large messages that went since the last checkpoint: they get no name from a checkpoint.
+    gone: Vec<DeadFile>,
     copied_bytes: u64,
 }
 

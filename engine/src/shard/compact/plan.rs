@@ -78,7 +78,7 @@ fn small(tail: &Tail, space: &Space, segment_max: u64) -> BTreeMap<MailboxId, Ve
     let mut small: BTreeMap<MailboxId, Vec<u32>> = BTreeMap::new();
     for known in space.segments() {
         let active = tail.mailbox(known.mailbox).map(|mailbox| mailbox.segment);
-        if known.bytes < segment_max / 4 && active != Some(known.segment) {
+        if !known.is_empty() && known.bytes < segment_max / 4 && active != Some(known.segment) {
             small.entry(known.mailbox).or_default().push(known.segment);
         }
     }

@@ -62,6 +62,8 @@ pub(super) struct Wanted {
 /// Its victims were rolled: nothing is appended to them from `upto` on.
 struct Plan {
     victims: Vec<u32>,
+    /// Other segments that nothing is appended to from there on.
+    sealed: BTreeSet<u32>,
     upto: Lsn,
 }
 
@@ -296,7 +298,14 @@ impl<I: Io> Shard<I> {
                         (mailbox.segment, mailbox.segment_end) = (0, 0);
                     }
                 }
-                wanted.plan = Some(Plan { victims, upto });
+                let known = tail.space.segments().iter().map(|known| known.segment);
+                let active = |id: &u32| tail.mailboxes.iter().any(|tail| tail.segment == *id);
+                let sealed = known.filter(|id| !active(id)).collect();
+                wanted.plan = Some(Plan {
+                    victims,
+                    sealed,
+                    upto,
+                });
             }
             None
         };
@@ -326,12 +335,14 @@ impl<I: Io> Shard<I> {
     }
 
     fn start_compaction(&mut self, now: Now, mut wanted: Wanted) {
-        let plan = wanted.plan.take();
-        let victims = plan.map(|plan| plan.victims.into_iter().collect());
+        let Some(plan) = wanted.plan.take() else {
+            return;
+        };
         self.compactor.running = Some(Compaction {
             wanted,
             began: now.monotonic,
-            victims: victims.unwrap_or_default(),
+            victims: plan.victims.into_iter().collect(),
+            sealed: plan.sealed,
             kept: BTreeSet::new(),
             step: Step::List,
             busy: Busy::No,
@@ -345,6 +356,7 @@ impl<I: Io> Shard<I> {
             next_copy: 0,
             made: Vec::new(),
             retired: Vec::new(),
+            gone: Vec::new(),
             copied_bytes: 0,
         });
     }

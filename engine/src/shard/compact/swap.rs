@@ -1,11 +1,12 @@
 //! The end of a compaction: hold, commit, switch, names, release (storage.md 8.5).
 
 use super::super::Shard;
-use super::super::writes::folders_of;
+use super::super::writes::{Gone, folders_of};
 use super::{Compaction, Last, Step, segment_of};
 use crate::canary::{self, Canary};
 use crate::format::record::{Group, Head, SwapParts, swap_len};
-use crate::io::{Io, Op, Piece, Step as WriteStep, Work, WorkSync};
+use crate::index::DeadFile;
+use crate::io::{Io, Op, Piece, RelPath, Step as WriteStep, Work, WorkSync};
 use crate::limits::SLOT_BYTES;
 use crate::ops::Purpose;
 use crate::pending::{Entry, Swap, What};
@@ -103,7 +104,8 @@ impl<I: Io> Shard<I> {
             return;
         };
         let user = self.users.get(running.wanted.user);
-        let swap = running.swap(user);
+        let gone = gone_large(user);
+        let swap = running.swap(user, &gone);
         let need = swap_len(swap.new.len() + swap.retired.len());
         if need > self.log.payload_max() {
             self.cancel_compaction(Refused::TooLarge);
@@ -143,8 +145,12 @@ impl<I: Io> Shard<I> {
                 self.ops.start(Op::Rename { from, to }, Purpose::Tidy);
             }
         }
-        if canary::on(Canary::OldUnlinkedEarly) {
-            self.bury_old();
+        if canary::on(Canary::OldUnlinkedEarly)
+            && let Some((_, _, paths)) = self.old_files()
+        {
+            for path in paths {
+                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            }
         }
     }
 
@@ -158,8 +164,15 @@ impl<I: Io> Shard<I> {
         };
         let index = running.wanted.user;
         let user = self.users.get_mut(index);
-        let swap = running.swap(user);
-        let renames: Vec<_> = swap.renames(&user.dir()).collect();
+        running.gone = gone_large(user);
+        let swap = running.swap(user, &running.gone);
+        let dir = user.dir();
+        let mut renames: Vec<_> = swap.renames(&dir).collect();
+        // A snapshot may want them, under the name that all others have.
+        renames.extend(running.gone.iter().map(|gone| {
+            let last = dir.large(gone.segment, gone.mailbox, gone.uid);
+            (dir.segment_part(gone.segment), last)
+        }));
         let capture = user.capture.take();
         running.step = Step::Name {
             left: renames.len(),
@@ -233,9 +246,14 @@ impl<I: Io> Shard<I> {
 
     /// The old info file and the retired segments.
     fn bury_old(&mut self) {
-        let Some(running) = &self.compactor.running else {
-            return;
-        };
+        if let Some((index, segments, paths)) = self.old_files() {
+            self.bury(index, segments, paths);
+        }
+    }
+
+    /// User, segments and files that the new generation leaves behind.
+    fn old_files(&self) -> Option<(usize, Vec<u32>, Vec<RelPath>)> {
+        let running = self.compactor.running.as_ref()?;
         let index = running.wanted.user;
         let dir = self.users.get(index).dir();
         let dead = |name: &str| segment_of(name).is_some_and(|id| running.is_retired(id));
@@ -255,8 +273,13 @@ impl<I: Io> Shard<I> {
         }
         paths.sort_unstable();
         paths.dedup();
-        let segments = running.retired.clone();
-        self.bury(index, segments, paths);
+        let mut segments = running.retired.clone();
+        for gone in &running.gone {
+            segments.push(gone.segment);
+            paths.push(dir.segment_part(gone.segment));
+            paths.push(dir.large(gone.segment, gone.mailbox, gone.uid));
+        }
+        Some((index, segments, paths))
     }
 
     /// The user's requests go on.
@@ -325,9 +348,26 @@ impl<I: Io> Shard<I> {
     }
 }
 
+/// Large messages that came and went since the last checkpoint. Were they given their names by the
+/// next one, and that done again after a crash, there would be nothing left to rename.
+fn gone_large(user: &User) -> Vec<DeadFile> {
+    let gone = Gone::unwritten(user);
+    let large = user.unwritten().filter_map(|entry| match &entry.what {
+        What::Large(mail) => Some(DeadFile {
+            segment: mail.segment,
+            mailbox: mail.mailbox,
+            uid: mail.uid,
+        }),
+        _ => None,
+    });
+    large
+        .filter(|file| gone.has(file.mailbox, file.uid))
+        .collect()
+}
+
 impl Compaction {
     /// What the record says, for a user as it is now.
-    fn swap(&self, user: &User) -> Swap {
+    fn swap(&self, user: &User, gone: &[DeadFile]) -> Swap {
         let slots = self.writer.as_ref().map_or(0, super::Writer::slots);
         let mut retired: Vec<u32> = self.victims.iter().copied().collect();
         let owed = user.unwritten().filter_map(|entry| match &entry.what {
@@ -336,6 +376,7 @@ impl Compaction {
             _ => None,
         });
         retired.extend(owed.filter(|segment| self.is_retired(*segment)));
+        retired.extend(gone.iter().map(|gone| gone.segment));
         retired.sort_unstable();
         retired.dedup();
         Swap {

@@ -1,8 +1,8 @@
 //! Files that nobody needs any more, and those who may still read them (storage.md 2.2, 8.4, 8.5).
 //!
 //! A file is dead once durable evidence says so. It is unlinked when no reader is left who began
-//! before that, and when no entry in the log only would write or name it: a checkpoint must find the
-//! files that it gives names to.
+//! before that, when no record in flight can be about it, and when no entry in the log only would write
+//! or name it: a checkpoint must find the files that it gives names to.
 
 use std::collections::BTreeSet;
 
@@ -11,6 +11,7 @@ use crate::index::DeadFile;
 use crate::io::{Io, Op, RelPath};
 use crate::ops::Purpose;
 use crate::pending::What;
+use crate::position::Lsn;
 use crate::user::User;
 
 /// Files that died together.
@@ -18,6 +19,8 @@ use crate::user::User;
 pub(crate) struct Dead {
     /// Readers up to this one may know of them.
     died: u64,
+    /// Records below may still be in flight.
+    upto: Lsn,
     segments: Vec<u32>,
     paths: Vec<RelPath>,
 }
@@ -44,18 +47,19 @@ impl<I: Io> Shard<I> {
         if paths.is_empty() {
             return;
         }
-        let died = self.readers_begun;
-        let user = self.users.get_mut(index);
-        user.dead.push(Dead {
-            died,
+        let dead = Dead {
+            died: self.readers_begun,
+            upto: self.positions.durable_to().lsn(),
             segments,
             paths,
-        });
+        };
+        self.users.get_mut(index).dead.push(dead);
         self.sweep(index);
     }
 
     /// Unlinks what nobody holds any more.
     pub(in crate::shard) fn sweep(&mut self, index: usize) {
+        let durable = self.positions.durable_to().lsn();
         let user = self.users.get_mut(index);
         if user.dead.is_empty() {
             return;
@@ -65,38 +69,55 @@ impl<I: Io> Shard<I> {
         let dead = std::mem::take(&mut user.dead);
         let (gone, kept): (Vec<Dead>, _) = dead.into_iter().partition(|dead| {
             let held = |segment: &u32| owed.contains(segment) || user.is_pinned(*segment);
-            oldest.is_none_or(|reader| reader > dead.died) && !dead.segments.iter().any(held)
+            oldest.is_none_or(|reader| reader > dead.died)
+                && durable >= dead.upto
+                && !dead.segments.iter().any(held)
         });
         user.dead = kept;
-        for path in gone.into_iter().flat_map(|dead| dead.paths) {
-            self.metrics.files_unlinked += 1;
-            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+        for dead in gone {
+            let live = self.users.get_mut(index).live_mut();
+            if let Some(live) = live {
+                // Mail that was on its way when its segment emptied keeps it.
+                if dead.segments.iter().any(|id| live.tail.space.is_alive(*id)) {
+                    continue;
+                }
+                for segment in &dead.segments {
+                    live.tail.space.forget(*segment);
+                }
+            }
+            for path in dead.paths {
+                self.metrics.files_unlinked += 1;
+                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            }
         }
     }
 
-    /// Lets the files of sealed segments go in which nothing is left.
+    /// Lets the files of sealed segments go in which nothing is left, once what is in flight is
+    /// durable: it may be mail for one of them.
     pub(in crate::shard) fn bury_emptied(&mut self, index: usize) {
+        let upto = self.log.end();
+        let died = self.readers_begun;
         let user = self.users.get_mut(index);
         if user.capture.is_some() {
             // They may be read for copying; its end looks again.
             return;
         }
         let dir = user.dir();
-        let Some(live) = user.live_mut() else { return };
-        let tail = &mut live.tail;
-        let active: Vec<u32> = tail.mailboxes.iter().map(|tail| tail.segment).collect();
+        let Some(live) = user.live() else { return };
+        let tail = &live.tail;
+        let active = |id| tail.mailboxes.iter().any(|mailbox| mailbox.segment == id);
+        let buried = |id| user.dead.iter().any(|dead| dead.segments.contains(&id));
         let known = tail.space.segments().iter();
-        let emptied =
-            known.filter(|known| known.live_count == 0 && !active.contains(&known.segment));
-        let segments: Vec<u32> = emptied.map(|known| known.segment).collect();
-        for segment in &segments {
-            tail.space.forget(*segment);
-        }
-        let paths = segments
-            .iter()
-            .map(|segment| dir.segment(*segment))
-            .collect();
-        self.bury(index, segments, paths);
+        let emptied = known.filter(|known| known.live_count == 0 && !known.is_empty());
+        let ids = emptied.map(|known| known.segment);
+        let emptied: Vec<u32> = ids.filter(|id| !active(*id) && !buried(*id)).collect();
+        user.dead.extend(emptied.into_iter().map(|segment| Dead {
+            died,
+            upto,
+            segments: vec![segment],
+            paths: vec![dir.segment(segment)],
+        }));
+        self.sweep(index);
     }
 }
 
@@ -114,11 +135,7 @@ impl<I: Io> Shard<I> {
         let dir = user.dir();
         let Some(live) = user.live_mut() else { return };
         let space = &mut live.tail.space;
-        let alive = |id: u32| {
-            let known = space.segments().iter().find(|known| known.segment == id);
-            known.is_some_and(|known| known.live_count > 0)
-        };
-        let goes = |id: u32| retired.contains(&id) && !alive(id);
+        let goes = |id: u32| retired.contains(&id) && !space.is_alive(id);
         let mut ids = Vec::new();
         let mut paths = Vec::new();
         for (id, _) in segments.iter().filter(|(id, _)| goes(*id)) {
@@ -132,7 +149,9 @@ impl<I: Io> Shard<I> {
         // What emptied and went before is no garbage any more.
         let there = |id: u32| owed.contains(&id) || segments.iter().any(|(other, _)| *other == id);
         let known = space.segments().iter().map(|known| known.segment);
-        let gone: Vec<u32> = known.filter(|id| !alive(*id) && !there(*id)).collect();
+        let gone: Vec<u32> = known
+            .filter(|id| !space.is_alive(*id) && !there(*id))
+            .collect();
         for id in gone {
             space.forget(id);
         }
