@@ -14,6 +14,7 @@ mod fold;
 mod frames;
 mod log;
 pub(crate) mod mend;
+mod pick;
 mod records;
 mod redo;
 mod salvage;

@@ -274,6 +274,7 @@ impl<'a> Job<'a> {
             nameless: Vec::new(),
         };
         job.share_lost();
+        job.find_owners()?;
         Ok(Some(job))
     }
 
@@ -289,6 +290,69 @@ impl<'a> Job<'a> {
                 None => self.nameless.push(lost.clone()),
             }
         }
+    }
+
+    /// Whose the messages are of which only a store line is left: of the one user of the log who has
+    /// that mailbox with that uidvalidity, and whose index lacks that uid. A hole in the records of a
+    /// partition says where to look.
+    fn find_owners(&mut self) -> Result<(), RepairError> {
+        let unowned = std::mem::take(&mut self.nameless);
+        let (asked, rest): (Vec<Lost>, Vec<Lost>) = unowned
+            .into_iter()
+            .partition(|lost| lost.validity.is_some());
+        self.nameless = rest;
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let mut owners: Vec<BTreeSet<UserId>> = vec![BTreeSet::new(); asked.len()];
+        let holes = self.logs.iter().flat_map(|log| &log.chains.holes);
+        let holes: BTreeSet<PartitionId> = holes.map(|(partition, _, _)| *partition).collect();
+        for number in 0..self.store.partitions.value() {
+            let partition = PartitionId::new(u16::try_from(number).expect("at most 65,536"));
+            if !holes.is_empty() && !holes.contains(&partition) {
+                continue;
+            }
+            for id in self.users_of(partition)? {
+                let mut layer = Layer::new(self.tree);
+                layer.apply(self.owed(id)?)?;
+                let Some(index) = user::index_of(&layer, id) else {
+                    continue;
+                };
+                for (lost, owners) in asked.iter().zip(&mut owners) {
+                    if index.lacks(lost) {
+                        owners.insert(id);
+                    }
+                }
+            }
+        }
+        for (mut lost, owners) in asked.into_iter().zip(owners) {
+            let mut owners = owners.into_iter();
+            match (owners.next(), owners.next()) {
+                (Some(id), None) => {
+                    lost.user = Some(id);
+                    self.lost.entry(id).or_default().push(lost);
+                }
+                _ => self.nameless.push(lost),
+            }
+        }
+        Ok(())
+    }
+
+    /// The users of a partition, those that are in the log only included.
+    fn users_of(&self, partition: PartitionId) -> Result<BTreeSet<UserId>, IoError> {
+        let in_log = self.redo.users.keys();
+        let mut ids: BTreeSet<UserId> = in_log
+            .filter(|id| id.partition == partition)
+            .copied()
+            .collect();
+        let names = match self.tree.list(&RelPath::partition_dir(partition)) {
+            Ok(names) => names,
+            Err(error) if error.is_not_found() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let users = names.iter();
+        ids.extend(users.filter_map(|(name, _)| UserId::named(partition, name)));
+        Ok(ids)
     }
 
     fn is_sound(&self) -> bool {
@@ -331,31 +395,16 @@ impl<'a> Job<'a> {
         let of = self.store.partitions.value();
         for number in 0..of {
             let partition = PartitionId::new(u16::try_from(number).expect("at most 65,536"));
-            let mut ids: BTreeSet<UserId> = self
-                .redo
-                .users
-                .keys()
-                .filter(|id| id.partition == partition)
-                .copied()
-                .collect();
-            let names = match self.tree.list(&RelPath::partition_dir(partition)) {
-                Ok(names) => names,
-                Err(error) if error.is_not_found() => Vec::new(),
-                Err(error) => return Err(error.into()),
-            };
-            ids.extend(
-                names
-                    .iter()
-                    .filter_map(|(name, _)| UserId::named(partition, name)),
-            );
-            for id in ids {
+            for id in self.users_of(partition)? {
                 let mut layer = Layer::new(self.tree);
                 layer.apply(self.owed(id)?)?;
                 let mut checker = Checker::new(&layer);
                 checker.user(&self.store, id, &OwedBy::default());
                 messages += checker.report.messages;
                 bytes += checker.report.bytes;
-                if self.lost.contains_key(&id) || is_sick(&checker) {
+                let lossy = self.log_of(partition).is_some_and(LogSurvey::is_lossy);
+                let orphans = lossy && user::has_orphans(&layer, id);
+                if self.lost.contains_key(&id) || orphans || is_sick(&checker) {
                     sick.push(id);
                 }
             }
@@ -426,6 +475,7 @@ impl<'a> Job<'a> {
             now: self.now,
             base_lsn: log.map_or(Lsn::new(0), LogSurvey::next_lsn),
             boots: log.map_or(0, LogSurvey::boots),
+            lossy: log.is_some_and(LogSurvey::is_lossy),
             out,
         }
         .repair(self.lost.get(&id).cloned().unwrap_or_default())

@@ -171,7 +171,7 @@ pub(super) fn is_vouched_for(
 ) -> Result<bool, IoError> {
     for (index, file) in files.iter().enumerate() {
         let wanted = match (file.state, file.header) {
-            (FileState::Damaged, _) => true,
+            (FileState::Damaged | FileState::Blank, _) => true,
             (_, Some(header)) => Some(index) == here || header.start_lsn >= pos,
             _ => false,
         };
@@ -203,11 +203,12 @@ pub(super) fn hidden(
     like: &LogFileHeader,
     (pos, previous): (Lsn, Option<u32>),
 ) -> Option<(usize, LogFileHeader)> {
-    let damaged = files
+    // The header may be so damaged that it is zeros.
+    let headless = files
         .iter()
         .enumerate()
-        .filter(|(_, file)| file.state == FileState::Damaged);
-    for (index, file) in damaged {
+        .filter(|(_, file)| matches!(file.state, FileState::Damaged | FileState::Blank));
+    for (index, file) in headless {
         let mut window = Window::new(tree, &file.path);
         let mut at = BLOCK_BYTES;
         while at < file.bytes {
@@ -221,11 +222,15 @@ pub(super) fn hidden(
                 continue;
             };
             let header = LogFileHeader {
+                store: like.store,
+                log_id: like.log_id,
+                // Below its successor's.
+                sequence: 0,
                 salt,
                 start_lsn,
-                version: Version::OURS,
+                previous_salt: 0,
                 armed_at: WallNs::new(0),
-                ..*like
+                version: Version::OURS,
             };
             let offset = header.offset_of(pos).unwrap_or(file.bytes);
             let holds = header_at(&mut window, offset).is_some_and(|frame| {

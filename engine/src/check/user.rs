@@ -321,6 +321,7 @@ impl Checker<'_> {
         }
         self.lose(Lost {
             user: Some(place.id),
+            validity: None,
             name: fold.name.clone(),
             mailbox: entry.msg.mailbox,
             uid: entry.msg.uid.value(),

@@ -204,13 +204,16 @@ fn find<I: Io>(
             other => unreachable_done(&other),
         };
         ops.run_plain(Op::Sync { file })?;
-        let (block, count) = ops.run_read(file, 0, AlignedBuf::zeroed(LOG_HEADER_BYTES))?;
+        let (block, count) = ops.run_read(file, 0, AlignedBuf::zeroed(2 * LOG_HEADER_BYTES))?;
         let block = block.get(..count).unwrap_or_default();
+        let (block, first) = block.split_at_checked(LOG_HEADER_BYTES).unwrap_or((block, &[]));
         let header = LogFileHeader::open(block, identity.store, identity.log_id);
         if let Err(reason @ (CorruptReason::Version { .. } | CorruptReason::Identity)) = header {
             return Err(corrupt(identity, number, 0, reason).into());
         }
-        let damaged = header.is_err() && block.iter().any(|byte| *byte != 0);
+        // A header of zeros in front of a frame was lost: a file that was never armed has no frames.
+        let lost = FrameHeader::open(first).is_ok() || block.iter().any(|byte| *byte != 0);
+        let damaged = header.is_err() && lost;
         if header.is_err() && !damaged && bytes < file_bytes {
             ops.run_plain(Op::Close { file })?;
             ops.run_plain(Op::Unlink { path })?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_netproto::id::{MailboxId, Uid, UidValidity, WallNs};
 
-use crate::check::{ReadTree, UserId, mend, prefix};
+use crate::check::{Lost, ReadTree, UserId, mend, prefix};
 use crate::error::CorruptReason;
 use crate::format::folders::{Folder as FolderLine, Folders};
 use crate::format::info::{
@@ -90,6 +90,17 @@ impl Index {
             user: name.to_vec(),
             mailboxes: alive.map(line).collect(),
         }
+    }
+
+    /// Whether a message of which a store line is left may be one of this user.
+    pub(super) fn lacks(&self, lost: &Lost) -> bool {
+        let uid = Uid::new(lost.uid);
+        let folder = self.folders.get(&lost.mailbox);
+        let same = folder.is_some_and(|folder| {
+            folder.alive && Some(folder.uidvalidity.value()) == lost.validity
+        });
+        same && !self.messages.contains_key(&(lost.mailbox, uid))
+            && !self.is_expunged(lost.mailbox, uid)
     }
 
     /// Whether a uid was given up.

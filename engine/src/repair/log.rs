@@ -44,6 +44,11 @@ impl LogSurvey {
         }
     }
 
+    /// Whether records may be missing.
+    pub(super) fn is_lossy(&self) -> bool {
+        !self.lost.is_empty() || !self.gaps.is_empty() || !self.chains.holes.is_empty()
+    }
+
     /// The number of the last opening: epochs of records come from it.
     pub(super) fn boots(&self) -> u32 {
         let epochs = self.chains.last.values().filter_map(|last| last.epoch);
@@ -62,7 +67,7 @@ impl Log<'_> {
         let parts_sequence = self.parts()?;
         let survey = self.survey;
         let sequence = survey.superblock.sequence + 1;
-        let lost = !survey.lost.is_empty() || !survey.gaps.is_empty();
+        let lost = survey.is_lossy();
         let newest = survey.files.iter().filter_map(|file| file.header);
         let mut superblock = Superblock {
             sequence,

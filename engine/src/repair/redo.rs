@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use ringpost_netproto::id::WallNs;
 
-use crate::check::{At, Entry, OwedBy, ReadTree, Redo, UserId, What, info_of};
+use crate::check::{At, Entry, OwedBy, ReadTree, Redo, UserId, What, hex8, info_of};
 use crate::error::IoError;
 use crate::format::Version;
 use crate::format::info::{INFO_HEADER_BYTES, InfoHeader, MSG_FIXED_BYTES, Msg};
@@ -47,6 +47,7 @@ impl Owed<'_> {
                 );
             }
         }
+        steps.extend(self.implied_swap(&dir, &names));
         let swapped = self
             .user
             .entries
@@ -56,7 +57,9 @@ impl Owed<'_> {
                 _ => None,
             });
         let on_disk = names.keys().filter_map(|name| info_of(name)).max();
-        let current = swapped.max().max(on_disk).unwrap_or(0);
+        let newest = self.user.entries.iter().map(|entry| entry.generation);
+        let newest = newest.filter(|generation| there(&dir.info_part(*generation)));
+        let current = swapped.max().max(on_disk).max(newest.max()).unwrap_or(0);
         for entry in &self.user.entries {
             match &entry.what {
                 What::Small(msg) => {
@@ -84,6 +87,36 @@ impl Owed<'_> {
             }
         }
         Ok(steps)
+    }
+
+    /// The renames of an `INFO_SWAP` that is lost, if later records are of its generation.
+    fn implied_swap(&self, dir: &RelPath, names: &BTreeMap<String, u64>) -> Vec<Step> {
+        let there = |path: &RelPath| names.contains_key(path.file_name());
+        let newest = self.user.entries.iter().map(|entry| entry.generation).max();
+        let Some(generation) = newest.filter(|generation| {
+            there(&dir.info_part(*generation)) && !there(&dir.info(*generation))
+        }) else {
+            return Vec::new();
+        };
+        let swaps = |entry: &Entry| matches!(entry.what, What::Swap(..));
+        if self.user.entries.iter().any(swaps) {
+            return Vec::new();
+        }
+        let pending = |segment: u32| {
+            self.user.entries.iter().any(|entry| match &entry.what {
+                What::Large(msg) => msg.segment == segment,
+                _ => false,
+            })
+        };
+        let segments = names
+            .keys()
+            .filter_map(|name| hex8(name.strip_suffix(".part")?))
+            .filter(|segment| !pending(*segment))
+            .map(|segment| (dir.segment_part(segment), dir.segment(segment)));
+        std::iter::once((dir.info_part(generation), dir.info(generation)))
+            .chain(segments)
+            .map(|(from, to)| Step::Rename { from, to })
+            .collect()
     }
 
     fn record(&self, at: &At, from: usize, len: usize) -> Result<Bytes, IoError> {

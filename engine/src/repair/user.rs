@@ -51,6 +51,28 @@ pub(super) fn name_of(tree: &dyn ReadTree, redo: &Redo, id: UserId) -> Option<Ve
 
 /// Writes `folders` anew, if the index is whole enough to say what is in it.
 pub(super) fn folders_step(tree: &dyn ReadTree, id: UserId) -> Option<Step> {
+    let index = index_of(tree, id)?;
+    let header = index.header.as_ref().filter(|_| !index.has_lost())?;
+    Some(Step::Replace {
+        path: id.dir().folders(),
+        data: Bytes::from(index.folders_file(&header.name).encode()),
+    })
+}
+
+/// Whether a user has files of large messages whose records are nowhere, once the log is written into
+/// the files. In service they would be removed: they were promised to nobody, unless the log lost that.
+pub(super) fn has_orphans(tree: &dyn ReadTree, id: UserId) -> bool {
+    let names = tree.list(&id.dir()).unwrap_or_default();
+    names.iter().any(|(name, _)| is_orphan(name))
+}
+
+fn is_orphan(name: &str) -> bool {
+    name.strip_suffix(".part")
+        .is_some_and(|stem| hex8(stem).is_some())
+}
+
+/// The index of a user as far as it can be read.
+pub(super) fn index_of(tree: &dyn ReadTree, id: UserId) -> Option<Index> {
     let dir = id.dir();
     let names = tree.list(&dir).ok()?;
     let current = names
@@ -64,12 +86,7 @@ pub(super) fn folders_step(tree: &dyn ReadTree, id: UserId) -> Option<Step> {
         dir: &dir,
         generation,
     };
-    let index = reader.read(&bytes);
-    let header = index.header.as_ref().filter(|_| !index.has_lost())?;
-    Some(Step::Replace {
-        path: dir.folders(),
-        data: Bytes::from(index.folders_file(&header.name).encode()),
-    })
+    Some(reader.read(&bytes))
 }
 
 /// A user being repaired.
@@ -83,6 +100,8 @@ pub(super) struct User<'a> {
     pub(super) base_lsn: Lsn,
     /// How often that log was opened: the top of modseqs.
     pub(super) boots: u32,
+    /// Whether that log lost records.
+    pub(super) lossy: bool,
     pub(super) out: &'a mut Outcome,
 }
 
@@ -115,6 +134,9 @@ impl User<'_> {
         self.large(&mut user);
         self.missing(&mut user);
         self.unexplained(&mut user);
+        if self.lossy {
+            self.orphans(&mut user);
+        }
         let name: Box<[u8]> = Box::from(&user.name[..]);
         user.lost.extend(from_log.into_iter().map(|lost| Lost {
             name: Some(name.clone()),
@@ -249,25 +271,24 @@ impl User<'_> {
 impl Gathered {
     /// Mailboxes that the index lost and `folders` names.
     fn add_folders(&mut self) {
-        let Some(folders) = &self.folders else { return };
-        if folders.user != self.name || !self.index.has_lost() {
-            return;
+        let folders = self.folders.as_ref();
+        let folders = folders.filter(|folders| folders.user == self.name);
+        for line in folders.map_or(&[][..], |folders| &folders.mailboxes) {
+            let known = &mut self.index.folders;
+            self.index.cut |= !known.contains_key(&line.mailbox);
+            known.entry(line.mailbox).or_insert_with(|| Folder {
+                uidvalidity: line.uidvalidity,
+                name: line.name.clone(),
+                special_use: use_of(line.mailbox),
+                uidnext: 1,
+                time: WallNs::new(0),
+                modseq: 0,
+                alive: true,
+                subscribed: false,
+            });
         }
-        for line in &folders.mailboxes {
-            self.index
-                .folders
-                .entry(line.mailbox)
-                .or_insert_with(|| Folder {
-                    uidvalidity: line.uidvalidity,
-                    name: line.name.clone(),
-                    special_use: use_of(line.mailbox),
-                    uidnext: 1,
-                    time: WallNs::new(0),
-                    modseq: 0,
-                    alive: true,
-                    subscribed: false,
-                });
-        }
+        // Every user has two mailboxes at least.
+        self.index.cut |= self.index.folders.is_empty();
     }
 
     fn validity(&self, mailbox: MailboxId) -> u32 {

@@ -23,6 +23,9 @@ pub(crate) const USERS: [&str; 3] = ["bob", "eve", "dan"];
 /// 2026-02-01T00:00:00Z.
 const NOW: WallNs = WallNs::new(1_769_904_000_000_000_000);
 
+/// Of a message of which not so much is left.
+const UNKNOWN: Guid = Guid::new([0; 16]);
+
 /// A path relative to the data directory.
 pub(crate) fn path_of(name: &str) -> RelPath {
     name.split('/').fold(RelPath::root(), |dir, name| {
@@ -118,6 +121,15 @@ pub(crate) fn mail(disk: SimDisk) -> Mail {
     mail
 }
 
+/// How much was damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Damage {
+    /// 512 bytes.
+    Sector,
+    /// Less, or whole files.
+    Less,
+}
+
 /// What came of one damage.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
@@ -129,6 +141,11 @@ pub(crate) struct Verdict {
 /// Repairs a damaged store and compares it with what it held. Panics if anything is there that was
 /// not, if a missing message was not named, or if a second repair finds something to do.
 pub(crate) fn judge(image: &Image, held: &Mail, what: &str) -> Verdict {
+    judge_after(image, held, what, Damage::Less)
+}
+
+/// As [`judge`], of a store that lost more than usual.
+pub(crate) fn judge_after(image: &Image, held: &Mail, what: &str, damage: Damage) -> Verdict {
     let disk = image.disk();
     let planned = plan(&disk, NOW, &mut |_| {});
     let planned = planned.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -152,9 +169,15 @@ pub(crate) fn judge(image: &Image, held: &Mail, what: &str) -> Verdict {
         }
         missing.insert(bytes.clone());
         let named = repaired.lost.iter().any(|lost| {
-            lost.lost.name.as_deref() == Some(user.as_bytes())
-                && lost.lost.uid == *uid
-                && lost.lost.guid == *guid
+            let found = (lost.lost.name.as_deref(), lost.lost.uid, lost.lost.guid);
+            match found {
+                (Some(name), found, UNKNOWN) => name == user.as_bytes() && found == *uid,
+                (Some(name), found, id) => {
+                    name == user.as_bytes() && id == *guid && (found == *uid || found == 0)
+                }
+                // The sector with the user's name is lost too.
+                (None, found, id) => damage == Damage::Sector && found == *uid && id == *guid,
+            }
         });
         assert!(named, "{what}: {user} {uid} is not named: {repaired:?}");
     }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ringpost_netproto::id::MailboxId;
 
 use super::{Gathered, User};
+use crate::check::Lost;
 use crate::error::IoError;
 use crate::format::info::{Msg, OWN_FILE};
 use crate::format::store_line::{STORE_LINE_FLAGS, StoreLine};
@@ -33,7 +34,12 @@ impl User<'_> {
                 continue;
             };
             let to = lost::set_aside(self.hand, &path, &owner)?;
-            self.out.did(path.to_string(), format!("moved to {to}"));
+            let file = path.to_string();
+            let whole = |lost: &&Lost| lost.file == file && lost.bytes.is_empty();
+            for lost in user.lost.iter().filter(whole) {
+                self.out.kept(lost, &to);
+            }
+            self.out.did(file, format!("moved to {to}"));
         }
         for lost in user.lost {
             self.out.lose(lost);

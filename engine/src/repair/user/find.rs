@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid};
 
-use super::{Gathered, User, large_of, read_all_from};
+use super::{Gathered, User, is_orphan, large_of, read_all_from};
 use crate::check::{
     Deriver, Lost, Window, hex8, info_of, is_unborn, message, segment_of, stored_crc,
 };
@@ -64,6 +64,7 @@ impl User<'_> {
                 let (mailbox, uid) = bad.key.unwrap_or((MailboxId::new(0), Uid::new(0)));
                 user.lost.push(Lost {
                     user: Some(self.id),
+                    validity: None,
                     name: Some(Box::from(&user.name[..])),
                     mailbox,
                     uid: uid.value(),
@@ -166,6 +167,7 @@ impl User<'_> {
         user.index.messages.remove(&key);
         user.lost.push(Lost {
             user: Some(self.id),
+            validity: None,
             name: Some(Box::from(&user.name[..])),
             mailbox: msg.mailbox,
             uid: msg.uid.value(),
@@ -189,18 +191,15 @@ impl User<'_> {
         if !user.takes(key, None) {
             return;
         }
-        let most = u64::try_from(crate::limits::PREFIX_BYTES_MAX).expect("1280");
-        let start = read_piece(self.hand, path, 0, size.min(most));
-        let lf = memchr::memchr(b'\n', &start).map_or(0, |at| at + 1);
-        let Ok(line) = StoreLine::decode(start.get(lf..).unwrap_or_default()) else {
+        let Some((line, skip)) = self.large_line(path, size) else {
             return;
         };
-        let skip = u64::try_from(lf + STORE_LINE_BYTES).expect("1280");
         let mut window = Window::new(self.hand, path);
         let sum = stored_crc(&mut window, skip, line.stored_len);
         if sum != Ok(Some(line.stored_crc)) || size != skip + u64::from(line.stored_len) + 1 {
             user.lost.push(Lost {
                 user: Some(self.id),
+                validity: None,
                 name: Some(Box::from(&user.name[..])),
                 mailbox: key.0,
                 uid: key.1.value(),
@@ -219,6 +218,46 @@ impl User<'_> {
             user.take(key, 0, known);
             user.changed = true;
         }
+    }
+
+    /// Large messages whose records the log may have lost.
+    pub(super) fn orphans(&self, user: &mut Gathered) {
+        let names: Vec<(String, u64)> = user
+            .names
+            .iter()
+            .filter(|(name, _)| is_orphan(name))
+            .map(|(name, size)| (name.clone(), *size))
+            .collect();
+        for (name, size) in names {
+            let Some(path) = self.dir.entry(&name) else {
+                continue;
+            };
+            if let Some((line, _)) = self.large_line(&path, size) {
+                user.lost.push(Lost {
+                    user: Some(self.id),
+                    validity: None,
+                    name: Some(Box::from(&user.name[..])),
+                    mailbox: MailboxId::new(0),
+                    uid: 0,
+                    guid: line.guid,
+                    file: path.to_string(),
+                    offset: 0,
+                    reason: CorruptReason::Disagree("the log lost the record of this file"),
+                    bytes: Bytes::new(),
+                });
+            }
+            user.aside.insert(name);
+        }
+    }
+
+    /// The store line of a large message's file, and where its message begins.
+    fn large_line(&self, path: &RelPath, size: u64) -> Option<(StoreLine, u64)> {
+        let most = u64::try_from(crate::limits::PREFIX_BYTES_MAX).expect("1280");
+        let start = read_piece(self.hand, path, 0, size.min(most));
+        let lf = memchr::memchr(b'\n', &start).map_or(0, |at| at + 1);
+        let line = StoreLine::decode(start.get(lf..).unwrap_or_default()).ok()?;
+        let skip = u64::try_from(lf + STORE_LINE_BYTES).expect("1280");
+        Some((line, skip))
     }
 
     /// Messages whose files are not there.
@@ -243,6 +282,7 @@ impl User<'_> {
             user.index.messages.remove(&key);
             user.lost.push(Lost {
                 user: Some(self.id),
+                validity: None,
                 name: Some(Box::from(&user.name[..])),
                 mailbox: msg.mailbox,
                 uid: msg.uid.value(),
