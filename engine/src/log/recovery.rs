@@ -206,7 +206,9 @@ fn find<I: Io>(
         ops.run_plain(Op::Sync { file })?;
         let (block, count) = ops.run_read(file, 0, AlignedBuf::zeroed(2 * LOG_HEADER_BYTES))?;
         let block = block.get(..count).unwrap_or_default();
-        let (block, first) = block.split_at_checked(LOG_HEADER_BYTES).unwrap_or((block, &[]));
+        let (block, first) = block
+            .split_at_checked(LOG_HEADER_BYTES)
+            .unwrap_or((block, &[]));
         let header = LogFileHeader::open(block, identity.store, identity.log_id);
         if let Err(reason @ (CorruptReason::Version { .. } | CorruptReason::Identity)) = header {
             return Err(corrupt(identity, number, 0, reason).into());
