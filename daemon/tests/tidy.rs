@@ -82,7 +82,7 @@ fn top() -> PathBuf {
 
 /// Sources and documents; not what was built, what somebody's daemon left, or bytes for tests.
 fn files() -> Vec<File> {
-    const SKIPPED: &[&str] = &["target", "ringpost-data", "corpus", "artifacts"];
+    const SKIPPED: &[&str] = &["target", "ringpost-data", "corpus", "artifacts", "fixtures"];
     const READ: &[&str] = &["rs", "md", "toml", "py", "sh", "roff", "1", "5", "8"];
     let top = top();
     let mut found = Vec::new();

@@ -34,7 +34,7 @@ pub(crate) fn path_of(name: &str) -> RelPath {
 }
 
 /// All files of a store; a directory has no content.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Image(pub(crate) BTreeMap<String, Option<Vec<u8>>>);
 
 impl Image {

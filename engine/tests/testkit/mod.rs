@@ -93,6 +93,11 @@ pub(crate) fn identity(log_id: u32, logs: u32) -> ShardIdentity {
 
 /// A disk with the directories and the STORE file of an empty store with one log.
 pub(crate) fn empty_disk(config: SimConfig) -> SimDisk {
+    empty_disk_of(config, 1)
+}
+
+/// The same with more logs.
+pub(crate) fn empty_disk_of(config: SimConfig, logs: u32) -> SimDisk {
     let disk = SimDisk::new(config);
     disk.put_dir(&RelPath::log_dir(0).parent());
     disk.put_dir(&RelPath::stage(0, 0).parent());
@@ -105,7 +110,7 @@ pub(crate) fn empty_disk(config: SimConfig) -> SimDisk {
         store: StoreId::new([9; 16]),
         node: NodeId::new(1),
         partitions: partitions(),
-        logs: 1,
+        logs,
         key: KEY,
         newer: Vec::new(),
     };
@@ -136,8 +141,19 @@ impl Bench {
     }
 
     pub(crate) fn on(disk: SimDisk, config: ShardConfig) -> Result<Self, OpenError> {
+        Self::on_log(disk, config, 0, 1)
+    }
+
+    /// One shard of a store that has several.
+    pub(crate) fn on_log(
+        disk: SimDisk,
+        config: ShardConfig,
+        log_id: u32,
+        logs: u32,
+    ) -> Result<Self, OpenError> {
         let now = now_of(&disk);
-        let shard = Shard::open(disk.io(), identity(0, 1), config.clone(), [5; 16], now)?;
+        let identity = identity(log_id, logs);
+        let shard = Shard::open(disk.io(), identity, config.clone(), [5; 16], now)?;
         Ok(Self {
             disk,
             shard,
