@@ -55,6 +55,12 @@ pub const HEADER_CACHE_BYTES_MAX: usize = 15 * 64;
 /// Mailboxes in one answer.
 pub const MAILBOXES_MAX: usize = 3_000;
 
+/// Keywords of one message: the engine's `KEYWORDS_MAX`, which is a mailbox's.
+pub const KEYWORDS_MAX: usize = 64;
+
+/// Bytes of a keyword; the engine's bound.
+pub const KEYWORD_BYTES_MAX: usize = 255;
+
 /// Fields of a status report.
 pub const REPORT_FIELDS_MAX: usize = 1_000;
 
@@ -101,6 +107,13 @@ const DELIVER_BYTES_MAX: usize = 32
     + QUEUE_ID_BYTES_MAX
     + RECIPIENTS_MAX * (4 + ADDRESS_BYTES_MAX + 1 + MAILBOX_NAME_BYTES_MAX + 1)
     + INLINE_BODY_BYTES_MAX;
+const APPEND_BYTES_MAX: usize = 80
+    + USER_BYTES_MAX
+    + MAILBOX_NAME_BYTES_MAX
+    + 1
+    + ADDRESS_BYTES_MAX
+    + KEYWORDS_MAX * (2 + KEYWORD_BYTES_MAX)
+    + INLINE_BODY_BYTES_MAX;
 const LIST_REPLY_BYTES_MAX: usize =
     48 + MAILBOX_NAME_BYTES_MAX + LIST_ENTRIES_MAX * (64 + HEADER_CACHE_BYTES_MAX);
 const MAILBOXES_REPLY_BYTES_MAX: usize = 8 + MAILBOXES_MAX * (40 + MAILBOX_NAME_BYTES_MAX);
@@ -108,6 +121,7 @@ const REPORT_BYTES_MAX: usize = 8 + REPORT_FIELDS_MAX * (4 + 2 * TEXT_BYTES_MAX)
 const REPLY_BYTES_MAX: usize = 8 + RECIPIENTS_MAX * (24 + TEXT_BYTES_MAX);
 const _: () = assert!(PAYLOAD_BYTES_DEFAULT <= PAYLOAD_BYTES_CEILING);
 const _: () = assert!(DELIVER_BYTES_MAX <= PAYLOAD_BYTES_DEFAULT as usize);
+const _: () = assert!(APPEND_BYTES_MAX <= PAYLOAD_BYTES_DEFAULT as usize);
 const _: () = assert!(LIST_REPLY_BYTES_MAX <= PAYLOAD_BYTES_DEFAULT as usize);
 const _: () = assert!(MAILBOXES_REPLY_BYTES_MAX <= PAYLOAD_BYTES_DEFAULT as usize);
 const _: () = assert!(REPORT_BYTES_MAX <= PAYLOAD_BYTES_DEFAULT as usize);

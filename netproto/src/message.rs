@@ -3,6 +3,7 @@
 //! Decoding is total: a length that does not fit is a [`Fault`], and nothing is reserved for a count
 //! before it was compared with its limit. Byte strings are slices of the frame.
 
+pub mod append;
 pub mod deliver;
 pub mod fetch;
 pub mod list;

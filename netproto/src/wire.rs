@@ -46,6 +46,9 @@ pub const STRUCTS: &[Layout] = &[
     crate::message::fetch::FetchMeta::LAYOUT,
     crate::message::report::ReportMeta::LAYOUT,
     crate::message::report::ReportRow::LAYOUT,
+    crate::message::append::AppendMeta::LAYOUT,
+    crate::message::append::KeywordRow::LAYOUT,
+    crate::message::append::AppendReplyMeta::LAYOUT,
 ];
 
 /// Declares a wire struct as its offset table: `OFFSET name: type`, with the whole length in

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use ringpost_netproto::codec;
 use ringpost_netproto::frame::{Frame, Kind, Opcode, Status, Verdict};
 use ringpost_netproto::message::Fault;
+use ringpost_netproto::message::append::{AppendBody, AppendReply, AppendRequest};
 use ringpost_netproto::message::deliver::{BodyForm, DeliverBody, DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::{self, FetchRequest};
 use ringpost_netproto::message::list::{ListPage, ListRequest};
@@ -66,7 +67,7 @@ fn payload_again(frame: &Frame) -> Result<(Bytes, usize), Fault> {
             out.extend_from_slice(&frame.payload);
             frame.meta().len()
         }
-        (Opcode::DeliverBody | Opcode::Fetch, Kind::StreamEnd) => {
+        (Opcode::DeliverBody | Opcode::Append | Opcode::Fetch, Kind::StreamEnd) => {
             let end = decode_end(frame)?;
             assert!(samples::body_sum().matches(&end));
             samples::body_sum().encode_end(&mut out)
@@ -86,6 +87,15 @@ fn payload_again(frame: &Frame) -> Result<(Bytes, usize), Fault> {
         (Opcode::Deliver, _) => {
             RecipientReply::encode_all(&RecipientReply::decode_all(frame, 2)?, &mut out)
         }
+        (Opcode::Append, Kind::Request) => match AppendRequest::decode(frame)? {
+            (request, AppendBody::Inline(body)) => {
+                let meta_len = request.encode(BodyForm::Inline, &mut out);
+                out.extend_from_slice(&body);
+                meta_len
+            }
+            (request, AppendBody::Streamed) => request.encode(BodyForm::Streamed, &mut out),
+        },
+        (Opcode::Append, Kind::Response) => AppendReply::decode(frame)?.encode(&mut out),
         (Opcode::MailboxList, Kind::Request) => {
             mailbox::encode_request(&mailbox::decode_request(frame)?, &mut out)
         }
@@ -148,6 +158,16 @@ fn golden_messages_mean_what_was_sent() {
         RecipientReply::decode_all(&sample("deliver_reply"), 2),
         Ok(samples::replies())
     );
+    let (request, body) = AppendRequest::decode(&sample("append_inline")).unwrap();
+    assert_eq!(request, samples::append_request());
+    assert_eq!(body, AppendBody::Inline(Bytes::from_static(samples::BODY)));
+    let (request, body) = AppendRequest::decode(&sample("append_streamed")).unwrap();
+    assert_eq!(request, samples::bare_append());
+    assert_eq!(body, AppendBody::Streamed);
+    let reply = AppendReply::decode(&sample("append_reply"));
+    assert_eq!(reply, Ok(samples::append_reply()));
+    let again = AppendReply::decode(&sample("append_reply_duplicate")).unwrap();
+    assert_eq!(again.status, Status::OkDuplicate);
     assert_eq!(ListPage::decode(&sample("list_reply")), Ok(samples::page()));
     assert_eq!(
         FetchRequest::decode(&sample("fetch")),

@@ -9,6 +9,7 @@ use proptest::option;
 use proptest::prelude::*;
 use ringpost_netproto::frame::{Frame, FrameHeader, Kind, Opcode, RequestId, Status, flags};
 use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
+use ringpost_netproto::message::append::{AppendBody, AppendReply, AppendRequest, Made, Missing};
 use ringpost_netproto::message::deliver::{
     BodyForm, DeliverBody, DeliverRecipient, DeliverRequest, RecipientReply,
 };
@@ -41,6 +42,36 @@ prop_compose! {
         size_hint in option::of(0..u64::MAX),
     ) -> DeliverRequest {
         DeliverRequest { sender, recipients, queue_id, deadline_ms, size_hint }
+    }
+}
+
+prop_compose! {
+    fn append()(
+        who in (bytes(1..=255), mailbox_ref(), any::<bool>(), bytes(0..=320)),
+        flags in any::<u32>(),
+        keywords in vec(bytes(1..=255), 0..=64),
+        internal_date in option::of(1..u64::MAX),
+        id in option::of(any::<[u8; 15]>()),
+        deadline_ms in any::<u32>(),
+        size_hint in option::of(0..u64::MAX),
+    ) -> AppendRequest {
+        let (user, mailbox, create, sender) = who;
+        AppendRequest {
+            user,
+            mailbox,
+            missing: if create { Missing::Create } else { Missing::Refuse },
+            sender,
+            flags,
+            keywords,
+            internal_date: internal_date.map(WallNs::new),
+            dedupe_id: id.map(|some| {
+                let mut all = [1; 16];
+                all[1..].copy_from_slice(&some);
+                Guid::new(all)
+            }),
+            deadline_ms,
+            size_hint,
+        }
     }
 }
 
@@ -117,6 +148,35 @@ proptest! {
         );
         let streamed = one_frame(&frame(header, |out| message.encode(BodyForm::Streamed, out)));
         prop_assert_eq!(DeliverRequest::decode(&streamed), Ok((message, DeliverBody::Streamed)));
+    }
+
+    #[test]
+    fn appends_come_back(message in append(), body in bytes(0..=2_000)) {
+        let header = request(Opcode::Append, 1).with_deadline_ms(message.deadline_ms);
+        let inline = one_frame(&frame(header, |out| {
+            let meta_len = message.encode(BodyForm::Inline, out);
+            out.extend_from_slice(&body);
+            meta_len
+        }));
+        let wanted = Ok((message.clone(), AppendBody::Inline(body)));
+        prop_assert_eq!(AppendRequest::decode(&inline), wanted);
+        let streamed = one_frame(&frame(header, |out| message.encode(BodyForm::Streamed, out)));
+        prop_assert_eq!(AppendRequest::decode(&streamed), Ok((message, AppendBody::Streamed)));
+    }
+
+    #[test]
+    fn append_replies_come_back(numbers in any::<(u32, u32, u32)>(), made in any::<bool>(), again in any::<bool>(), guid in any::<[u8; 16]>()) {
+        let reply = AppendReply {
+            status: if again { Status::OkDuplicate } else { Status::Ok },
+            uid: Uid::new(numbers.0),
+            uidvalidity: UidValidity::new(numbers.1),
+            mailbox: MailboxId::new(numbers.2),
+            made: if made { Made::Yes } else { Made::No },
+            guid: Guid::new(guid),
+        };
+        let header = response(Opcode::Append, 1).with_status(reply.status);
+        let encoded = one_frame(&frame(header, |out| reply.encode(out)));
+        prop_assert_eq!(AppendReply::decode(&encoded), Ok(reply));
     }
 
     #[test]
@@ -201,6 +261,8 @@ proptest! {
 fn decode_as_everything(frame: &Frame) {
     drop(DeliverRequest::decode(frame));
     drop(RecipientReply::decode_all(frame, 2));
+    drop(AppendRequest::decode(frame));
+    drop(AppendReply::decode(frame).map_err(|fault| fault.violation(Opcode::Append)));
     drop(ListRequest::decode(frame));
     drop(ListPage::decode(frame));
     drop(mailbox::decode_request(frame));
@@ -402,4 +464,23 @@ fn counts_that_lie_are_refused() {
         RecipientReply::decode_all(&rows_of_nothing, 1_000),
         Err(Fault::Malformed(_))
     ));
+}
+
+#[test]
+fn the_largest_append_fits_the_least_frame() {
+    let max = usize::try_from(ringpost_netproto::limits::PAYLOAD_BYTES_DEFAULT).unwrap();
+    let long = |len: usize| Bytes::from(vec![b'x'; len]);
+    let append = AppendRequest {
+        user: long(255),
+        mailbox: MailboxRef::Name(long(300)),
+        sender: long(320),
+        keywords: vec![long(255); 64],
+        ..samples::append_request()
+    };
+    let largest = one_frame(&frame(request(Opcode::Append, 1), |out| {
+        let meta_len = append.encode(BodyForm::Inline, out);
+        out.extend_from_slice(&long(65_536));
+        meta_len
+    }));
+    assert!(largest.payload.len() <= max);
 }

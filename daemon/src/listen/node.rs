@@ -103,6 +103,11 @@ impl NodeSession {
         match event {
             Event::Connected => {}
             Event::DeliverBegin { id, request } => self.begin(id, request),
+            Event::AppendBegin { id, .. } => {
+                let text = "this node does not append yet";
+                let mut session = self.session.borrow_mut();
+                session.fail(id, Status::Unsupported, text);
+            }
             Event::DeliverData { id, data } => self.data(id, &data),
             Event::DeliverEnd { id } => self.end(id),
             Event::DeliverAborted { id } => {

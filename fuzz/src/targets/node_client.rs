@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::append::{AppendRequest, Missing};
 use ringpost_netproto::message::deliver::{DeliverRecipient, DeliverRequest};
 use ringpost_netproto::message::fetch::FetchRequest;
 use ringpost_netproto::message::list::ListRequest;
@@ -68,6 +69,18 @@ fn requests(client: &mut ClientSession) {
         after_uid: 0,
         entries_max: 10,
     };
+    let append = AppendRequest {
+        user: user.clone(),
+        mailbox: mailbox.clone(),
+        missing: Missing::Create,
+        sender: Bytes::new(),
+        flags: 0,
+        keywords: Vec::new(),
+        internal_date: None,
+        dedupe_id: None,
+        deadline_ms: 0,
+        size_hint: None,
+    };
     let fetch = FetchRequest {
         user,
         mailbox,
@@ -80,6 +93,7 @@ fn requests(client: &mut ClientSession) {
         client.fetch(&fetch),
         client.status(),
         client.ping(),
+        client.append(&append, Bytes::from_static(b"x\n")),
     ];
     assert!(ids.iter().all(Result::is_ok), "{ids:?}");
 }

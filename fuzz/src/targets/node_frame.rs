@@ -5,6 +5,7 @@ use ringpost_netproto::codec::{Decoder, encode_frame};
 use ringpost_netproto::error::DecodeError;
 use ringpost_netproto::frame::Frame;
 use ringpost_netproto::limits::PAYLOAD_BYTES_DEFAULT;
+use ringpost_netproto::message::append::{AppendReply, AppendRequest};
 use ringpost_netproto::message::deliver::{DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::{FetchRequest, decode_head};
 use ringpost_netproto::message::list::{ListPage, ListRequest};
@@ -58,6 +59,8 @@ fn messages(frame: &Frame) {
     let some = [
         DeliverRequest::decode(frame).is_ok(),
         RecipientReply::decode_all(frame, 2).is_ok(),
+        AppendRequest::decode(frame).is_ok(),
+        AppendReply::decode(frame).is_ok(),
         FetchRequest::decode(frame).is_ok(),
         decode_head(frame).is_ok(),
         ListRequest::decode(frame).is_ok(),

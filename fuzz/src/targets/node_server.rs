@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use ringpost_netproto::frame::Status;
+use ringpost_netproto::id::{Guid, MailboxId, Uid, UidValidity};
+use ringpost_netproto::message::append::{AppendReply, Made};
 use ringpost_netproto::session::Config;
 use ringpost_netproto::session::client::ClientSession;
 use ringpost_netproto::session::server::{Event, RecipientReply, ServerSession};
@@ -38,12 +40,26 @@ fn serve(bytes: &[u8], piece_len: usize) {
     assert!(server.is_ended());
 }
 
+const APPENDED: AppendReply = AppendReply {
+    status: Status::OkDuplicate,
+    uid: Uid::new(1),
+    uidvalidity: UidValidity::new(1),
+    mailbox: MailboxId::INBOX,
+    made: Made::No,
+    guid: Guid::new([1; 16]),
+};
+
 /// Answers every request at once, some with what they asked, some with a failure.
 fn events(server: &mut ServerSession) {
     let mut open = Vec::new();
     while let Some(event) = server.poll_event() {
         match event {
             Event::DeliverBegin { id, request } => open.push((id, request.recipients.len())),
+            Event::AppendBegin { id, request } => {
+                if request.keywords.is_empty() {
+                    server.append_reply(id, &APPENDED);
+                }
+            }
             Event::DeliverData { id, data } => {
                 server.release(id, u64::try_from(data.len()).expect("fits"));
             }

@@ -88,7 +88,7 @@ opcodes! {
     Fetch = 66 "FETCH" Yes,
     Store = 67 "STORE" Reserved,
     Expunge = 68 "EXPUNGE" Reserved,
-    Append = 69 "APPEND" Reserved,
+    Append = 69 "APPEND" Yes,
     Copy = 70 "COPY" Reserved,
     Watch = 71 "WATCH" Reserved,
     Authenticate = 72 "AUTHENTICATE" Reserved,

@@ -228,21 +228,21 @@ impl DeliverRequest {
 /// Where a body travels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BodyForm {
-    /// At the end of the DELIVER frame.
+    /// At the end of the request's frame.
     Inline,
     /// In stream frames.
     Streamed,
 }
 
 impl BodyForm {
-    const fn wire(self) -> u8 {
+    pub(super) const fn wire(self) -> u8 {
         match self {
             Self::Inline => 0,
             Self::Streamed => 1,
         }
     }
 
-    const fn from_wire(wire: u8) -> Option<Self> {
+    pub(super) const fn from_wire(wire: u8) -> Option<Self> {
         match wire {
             0 => Some(Self::Inline),
             1 => Some(Self::Streamed),

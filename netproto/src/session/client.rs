@@ -17,6 +17,7 @@ use crate::frame::{Frame, FrameHeader, Kind, Opcode, Status, Verdict, flags};
 use crate::limits::{
     BACKLOG_BYTES_SOFT, INLINE_BODY_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, STREAM_PIECE_BYTES_MAX,
 };
+use crate::message::append::{AppendReply, AppendRequest};
 use crate::message::deliver::{BodyForm, DeliverRequest};
 use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
@@ -65,6 +66,13 @@ pub enum Event {
         id: RequestId,
         /// As many as there were recipients.
         replies: Vec<DeliverReply>,
+    },
+    /// A message is in its mailbox, durably.
+    Appended {
+        /// Of the request.
+        id: RequestId,
+        /// Where it is.
+        reply: AppendReply,
     },
     /// A page of a mailbox.
     Listed {
@@ -142,6 +150,7 @@ struct Open {
 #[derive(Debug)]
 enum Wants {
     Deliver { recipients_count: usize },
+    Append,
     List,
     Mailboxes,
     FetchHead,
@@ -154,6 +163,7 @@ impl Wants {
     const fn opcode(&self) -> Opcode {
         match self {
             Self::Deliver { .. } => Opcode::Deliver,
+            Self::Append => Opcode::Append,
             Self::List => Opcode::List,
             Self::Mailboxes => Opcode::MailboxList,
             Self::FetchHead | Self::FetchBody(_) => Opcode::Fetch,
@@ -296,6 +306,42 @@ impl ClientSession {
     /// That was all of the message.
     pub fn deliver_end(&mut self, id: RequestId) {
         self.link.outbox.stream_end(id);
+    }
+
+    /// Appends a whole message to a mailbox; in one frame or as a stream, as
+    /// [`deliver`](Self::deliver) does. Answered by [`Event::Appended`].
+    pub fn append(&mut self, request: &AppendRequest, body: Bytes) -> Result<RequestId, NotReady> {
+        if body.len() > INLINE_BODY_BYTES_MAX {
+            let id = self.append_begin(request)?;
+            self.link.outbox.stream_push(id, body);
+            self.link.outbox.stream_end(id);
+            return Ok(id);
+        }
+        self.append_frame(request, BodyForm::Inline, body)
+    }
+
+    /// Begins an append whose bytes come piece by piece, with [`deliver_data`](Self::deliver_data)
+    /// and [`deliver_end`](Self::deliver_end) as those of a delivery.
+    pub fn append_begin(&mut self, request: &AppendRequest) -> Result<RequestId, NotReady> {
+        let id = self.append_frame(request, BodyForm::Streamed, Bytes::new())?;
+        self.link.outbox.stream_open(id, Opcode::Append);
+        Ok(id)
+    }
+
+    fn append_frame(
+        &mut self,
+        request: &AppendRequest,
+        form: BodyForm,
+        body: Bytes,
+    ) -> Result<RequestId, NotReady> {
+        request.check().map_err(NotReady::Invalid)?;
+        let id = self.admit()?;
+        let header = FrameHeader::new(Kind::Request, Opcode::Append, id)
+            .with_deadline_ms(request.deadline_ms);
+        let write = |out: &mut BytesMut| request.encode(form, out);
+        self.link.outbox.frame(header, write, body);
+        self.expect(id, Wants::Append);
+        Ok(id)
     }
 
     /// Asks for a page of a mailbox. [`Event::Listed`].
@@ -503,6 +549,10 @@ fn answer(id: RequestId, wants: &Wants, frame: &Frame) -> Result<Event, Fault> {
         Wants::Deliver { recipients_count } => Event::Delivered {
             id,
             replies: DeliverReply::decode_all(frame, *recipients_count)?,
+        },
+        Wants::Append => Event::Appended {
+            id,
+            reply: AppendReply::decode(frame)?,
         },
         Wants::List => Event::Listed {
             id,

@@ -13,8 +13,9 @@ use super::Config;
 use super::client::check_piece;
 use super::link::{Incoming, Link, Phase, Side, expect_kind, unexpected};
 use crate::error::Violation;
-use crate::frame::{Frame, FrameHeader, Kind, Opcode, Status};
+use crate::frame::{Frame, FrameHeader, Kind, Opcode, Status, Verdict};
 use crate::limits::{BACKLOG_BYTES_SOFT, READS_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX};
+use crate::message::append::{AppendBody, AppendReply, AppendRequest};
 use crate::message::deliver::{DeliverBody, DeliverRequest};
 use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
@@ -39,6 +40,14 @@ pub enum Event {
         id: RequestId,
         /// All but its bytes. Recipients are to be checked one by one.
         request: DeliverRequest,
+    },
+    /// A message for a mailbox begins; its bytes come as those of a delivery. Answer with
+    /// `append_reply` or `fail`, at once or after its end.
+    AppendBegin {
+        /// To answer it.
+        id: RequestId,
+        /// All but its bytes.
+        request: AppendRequest,
     },
     /// Its next bytes; some may still come for a message that was answered before its end.
     DeliverData {
@@ -109,7 +118,7 @@ struct Open {
 /// How far it is.
 #[derive(Debug)]
 enum Stage {
-    /// A message, its bytes still coming.
+    /// A message, its bytes still coming. An append has one recipient.
     Receiving {
         recipients_count: usize,
         sum: BodySum,
@@ -256,6 +265,7 @@ impl ServerSession {
                     recipients_count, ..
                 }
                 | Stage::Received { recipients_count },
+            opcode: Opcode::Deliver,
             ..
         }) = self.open.get(&id)
         else {
@@ -267,6 +277,25 @@ impl ServerSession {
             "outcomes and recipients of request {id}"
         );
         self.answer(id, |out| RecipientReply::encode_all(replies, out));
+    }
+
+    /// Answers a message for a mailbox that is durable there.
+    ///
+    /// # Panics
+    /// If the status of `reply` is not *done*: [`fail`](Self::fail) is for those.
+    pub fn append_reply(&mut self, id: RequestId, reply: &AppendReply) {
+        assert_eq!(
+            reply.status.verdict(),
+            Verdict::Done,
+            "an append that is not done has no reply"
+        );
+        if self
+            .open
+            .get(&id)
+            .is_some_and(|open| open.opcode == Opcode::Append)
+        {
+            self.answer_with(id, reply.status, |out| reply.encode(out));
+        }
     }
 
     /// Answers [`Event::List`].
@@ -363,9 +392,18 @@ impl ServerSession {
     }
 
     fn answer(&mut self, id: RequestId, write: impl FnOnce(&mut BytesMut) -> usize) {
+        self.answer_with(id, Status::Ok, write);
+    }
+
+    fn answer_with(
+        &mut self,
+        id: RequestId,
+        status: Status,
+        write: impl FnOnce(&mut BytesMut) -> usize,
+    ) {
         if let Some(open) = self.close(id) {
             self.link.outbox.credit.give_back(open.charged);
-            let header = FrameHeader::new(Kind::Response, open.opcode, id);
+            let header = FrameHeader::new(Kind::Response, open.opcode, id).with_status(status);
             self.link.outbox.frame(header, write, Bytes::new());
         }
     }
@@ -431,6 +469,7 @@ impl ServerSession {
         let id = frame.id();
         let stage = match opcode {
             Opcode::Deliver => self.take_message(frame)?,
+            Opcode::Append => self.take_append(frame)?,
             Opcode::List => {
                 let request = ListRequest::decode(frame)?;
                 self.reads.push_back(Event::List { id, request });
@@ -474,24 +513,46 @@ impl ServerSession {
         let (request, body) = DeliverRequest::decode(frame)?;
         let recipients_count = request.recipients.len();
         self.events.push_back(Event::DeliverBegin { id, request });
-        Ok(match body {
-            DeliverBody::Inline(data) => {
-                if !data.is_empty() {
-                    self.events.push_back(Event::DeliverData { id, data });
-                }
-                self.events.push_back(Event::DeliverEnd { id });
-                Stage::Received { recipients_count }
-            }
-            DeliverBody::Streamed => Stage::Receiving {
+        let inline = match body {
+            DeliverBody::Inline(data) => Some(data),
+            DeliverBody::Streamed => None,
+        };
+        Ok(self.take_body(id, recipients_count, inline))
+    }
+
+    fn take_append(&mut self, frame: &Frame) -> Result<Stage, Fault> {
+        let id = frame.id();
+        let (request, body) = AppendRequest::decode(frame)?;
+        self.events.push_back(Event::AppendBegin { id, request });
+        let inline = match body {
+            AppendBody::Inline(data) => Some(data),
+            AppendBody::Streamed => None,
+        };
+        Ok(self.take_body(id, 1, inline))
+    }
+
+    fn take_body(
+        &mut self,
+        id: RequestId,
+        recipients_count: usize,
+        inline: Option<Bytes>,
+    ) -> Stage {
+        let Some(data) = inline else {
+            return Stage::Receiving {
                 recipients_count,
                 sum: BodySum::default(),
-            },
-        })
+            };
+        };
+        if !data.is_empty() {
+            self.events.push_back(Event::DeliverData { id, data });
+        }
+        self.events.push_back(Event::DeliverEnd { id });
+        Stage::Received { recipients_count }
     }
 
     fn on_data(&mut self, frame: &Frame, opcode: Opcode) -> Result<(), Violation> {
         let (id, cost) = (frame.id(), u64::from(frame.header.payload_len.get()));
-        check_piece(frame, opcode, Opcode::DeliverBody)?;
+        check_piece(frame, opcode, self.stream_opcode(id, opcode))?;
         let Some(open) = self.open.get_mut(&id) else {
             self.check_late(id)?;
             self.link.outbox.credit.give_back(cost);
@@ -509,7 +570,7 @@ impl ServerSession {
 
     fn on_end(&mut self, frame: &Frame, opcode: Opcode) -> Result<(), Violation> {
         let id = frame.id();
-        if opcode != Opcode::DeliverBody {
+        if opcode != self.stream_opcode(id, opcode) {
             return Err(unexpected(frame, opcode));
         }
         let Some(open) = self.open.get_mut(&id) else {
@@ -531,6 +592,15 @@ impl ServerSession {
         };
         self.events.push_back(Event::DeliverEnd { id });
         Ok(())
+    }
+
+    /// The opcode that frames of a body have: that of an open request's body; of one that was
+    /// answered meanwhile, whichever came, if it is one of them.
+    fn stream_opcode(&self, id: RequestId, came: Opcode) -> Opcode {
+        match (self.open.get(&id).map(|open| open.opcode), came) {
+            (Some(Opcode::Append), _) | (None, Opcode::Append) => Opcode::Append,
+            _ => Opcode::DeliverBody,
+        }
     }
 
     /// What a message has no end for, and a fetch nobody wants, is dropped; all else is answered as

@@ -6,6 +6,7 @@ use ringpost_netproto::frame::{Frame, FrameHeader, Kind, Opcode, RequestId, Stat
 use ringpost_netproto::id::{Guid, MailboxId, Modseq, NodeId, Uid, UidValidity, WallNs};
 use ringpost_netproto::limits::PAYLOAD_BYTES_CEILING;
 use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::append::{AppendReply, AppendRequest, Made, Missing};
 use ringpost_netproto::message::deliver::{
     BodyForm, DeliverRecipient, DeliverRequest, RecipientReply,
 };
@@ -171,6 +172,50 @@ pub(crate) fn list_requests() -> [ListRequest; 2] {
     ]
 }
 
+pub(crate) fn append_request() -> AppendRequest {
+    AppendRequest {
+        user: Bytes::from_static(b"bob"),
+        mailbox: MailboxRef::Name(Bytes::from_static(b"Archive/2024")),
+        missing: Missing::Create,
+        sender: Bytes::from_static(b"alice@example.test"),
+        flags: 0b1_0001,
+        keywords: vec![
+            Bytes::from_static(b"$Forwarded"),
+            Bytes::from_static(b"junk"),
+        ],
+        internal_date: Some(WallNs::new(1_700_000_000_000_000_000)),
+        dedupe_id: Some(Guid::new(*b"an import's name")),
+        deadline_ms: 60_000,
+        size_hint: Some(20),
+    }
+}
+
+/// Everything that can be left out is.
+pub(crate) fn bare_append() -> AppendRequest {
+    AppendRequest {
+        mailbox: MailboxRef::Id(MailboxId::SENT),
+        missing: Missing::Refuse,
+        sender: Bytes::new(),
+        keywords: Vec::new(),
+        internal_date: None,
+        dedupe_id: None,
+        deadline_ms: 0,
+        size_hint: None,
+        ..append_request()
+    }
+}
+
+pub(crate) fn append_reply() -> AppendReply {
+    AppendReply {
+        status: Status::Ok,
+        uid: Uid::new(7),
+        uidvalidity: UidValidity::new(0x5152_5354),
+        mailbox: MailboxId::new(9),
+        made: Made::Yes,
+        guid: Guid::new(*b"an import's name"),
+    }
+}
+
 pub(crate) fn fetch_request() -> FetchRequest {
     FetchRequest {
         user: Bytes::from_static(b"bob"),
@@ -269,6 +314,54 @@ fn deliver() -> Vec<(&'static str, Bytes)> {
     ]
 }
 
+fn append() -> Vec<(&'static str, Bytes)> {
+    let id = RequestId::new(19);
+    let (message, bare) = (append_request(), bare_append());
+    let mut inline = BytesMut::new();
+    let header = request(Opcode::Append, 19).with_deadline_ms(message.deadline_ms);
+    let encode = |out: &mut BytesMut| message.encode(BodyForm::Inline, out);
+    codec::encode(&mut inline, header, encode, BODY);
+    inline.extend_from_slice(BODY);
+    let duplicate = AppendReply {
+        status: Status::OkDuplicate,
+        made: Made::No,
+        ..append_reply()
+    };
+    let reply = |status| response(Opcode::Append, 19).with_status(status);
+    vec![
+        ("append_inline", inline.freeze()),
+        (
+            "append_streamed",
+            frame(request(Opcode::Append, 19), |out| {
+                bare.encode(BodyForm::Streamed, out)
+            }),
+        ),
+        (
+            "append_data",
+            body_frame(FrameHeader::new(Kind::StreamData, Opcode::Append, id), BODY),
+        ),
+        (
+            "append_end",
+            frame(
+                FrameHeader::new(Kind::StreamEnd, Opcode::Append, id),
+                |out| body_sum().encode_end(out),
+            ),
+        ),
+        (
+            "append_reply",
+            frame(reply(Status::Ok), |out| append_reply().encode(out)),
+        ),
+        (
+            "append_reply_duplicate",
+            frame(reply(Status::OkDuplicate), |out| duplicate.encode(out)),
+        ),
+        (
+            "append_reply_refused",
+            body_frame(reply(Status::NoMailbox), b"no such mailbox"),
+        ),
+    ]
+}
+
 fn reading() -> Vec<(&'static str, Bytes)> {
     let [by_id, by_name] = list_requests();
     let id = RequestId::new(15);
@@ -341,5 +434,5 @@ fn reading() -> Vec<(&'static str, Bytes)> {
 
 /// Every sample, by the name of its golden file.
 pub(crate) fn all() -> Vec<(&'static str, Bytes)> {
-    [connection(), deliver(), reading()].concat()
+    [connection(), deliver(), reading(), append()].concat()
 }
