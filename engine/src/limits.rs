@@ -70,6 +70,10 @@ pub const INFO_BYTES_MAX: u64 = 4 << 30;
 /// Segment and info descriptors kept open for reading, per shard.
 pub const OPEN_FILES_MAX: usize = 1_024;
 
+/// Ids of appends that are remembered in memory ([`crate::request::Dedupe::Recent`]): 16 connections
+/// with as many requests in flight as one may have.
+pub const RECENT_ENTRIES: u64 = 16_384;
+
 /// The oldest unanswered append may be this old before new mail is refused (a slow disk gives 451,
 /// not a hang).
 pub const APPEND_AGE_MAX_NS: u64 = 5_000_000_000;

@@ -19,7 +19,7 @@ pub use uids::{UidRange, UidSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, WallNs};
+use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
 use ringpost_netproto::placement::UserKey;
 
 use crate::error::Corrupt;
@@ -342,6 +342,11 @@ pub struct Recipient {
 pub enum Dedupe {
     /// The content has a `Received:` field: equal bytes mean a retry.
     Yes,
+    /// The caller made the id and looks for it among the guids of the mailbox; what it cannot see
+    /// there are appends that were under way when its connection ended. The last
+    /// `limits::RECENT_ENTRIES` of these are remembered, in memory only: a restart leaves nothing
+    /// under way. Ids of deliveries are not pushed out by them.
+    Recent,
     /// Store it whatever came before.
     No,
 }
@@ -363,6 +368,8 @@ pub enum Outcome {
     Stored {
         /// Its number.
         uid: Uid,
+        /// Validity of that number.
+        uidvalidity: UidValidity,
         /// Its change number.
         modseq: Modseq,
         /// Proof: only `commit` makes one.
@@ -372,6 +379,8 @@ pub enum Outcome {
     Duplicate {
         /// The number of the first copy.
         uid: Uid,
+        /// Validity of that number.
+        uidvalidity: UidValidity,
         /// Proof for the first copy.
         durable: DurableTo,
     },

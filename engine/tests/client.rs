@@ -5,7 +5,8 @@ use ringpost_engine::config::ShardConfig;
 use ringpost_engine::format::info::{FLAGGED, SEEN};
 use ringpost_engine::io::sim::Crash;
 use ringpost_engine::request::{
-    Admit, Body, FlagOp, Flags, Horizon, More, Outcome, QuotaLimits, Refused, Request, UidSet,
+    Admit, Body, Dedupe, FlagOp, Flags, Horizon, More, Outcome, QuotaLimits, Refused, Request,
+    UidSet,
 };
 use ringpost_netproto::id::MailboxId;
 use testkit::client::{filled, flags, in_every_state, large_files, uids};
@@ -46,6 +47,45 @@ fn a_client_appends_into_any_mailbox_with_flags_and_date() {
         );
         assert_eq!(page.status.unseen_count, 0);
     });
+}
+
+/// An append that is sent again, since its connection was cut, is there once; whether the first copy
+/// is durable or on its way. Ids that callers make do not push out those of deliveries.
+#[test]
+fn an_append_with_a_recent_id_is_stored_once() {
+    let mut bench = filled(1);
+    let drafts = bench.create("bob", "Drafts").unwrap();
+    let text = message(7, 150);
+    let append = |bench: &mut Bench, number, mailbox| {
+        let how = (QuotaLimits::default(), Dedupe::Recent);
+        bench.client_append_of(("bob", mailbox), (number, &text), Flags::default(), how)
+    };
+    let tickets = [7, 7, 8].map(|number| append(&mut bench, number, drafts));
+    bench.settle();
+    let [first, again, other] = tickets.map(|ticket| bench.outcomes(ticket).remove(0));
+    let Outcome::Stored {
+        uid, uidvalidity, ..
+    } = first
+    else {
+        panic!("{first:?}");
+    };
+    assert_eq!(uidvalidity, bench.status("bob", drafts).uidvalidity);
+    assert!(
+        matches!(again, Outcome::Duplicate { uid: of, uidvalidity: valid, .. } if (of, valid) == (uid, uidvalidity)),
+        "{again:?}"
+    );
+    assert!(matches!(other, Outcome::Stored { .. }), "{other:?}");
+    for number in 100..100 + 2 * bench.config.dedupe_entries {
+        append(&mut bench, number, drafts);
+    }
+    let later = append(&mut bench, 7, drafts);
+    let elsewhere = append(&mut bench, 7, INBOX);
+    let delivered = bench.append(&["bob"], 1, &message(1, 300));
+    bench.settle();
+    let outcome = |ticket| bench.outcomes(ticket).remove(0);
+    assert!(matches!(outcome(later), Outcome::Duplicate { .. }));
+    assert!(matches!(outcome(elsewhere), Outcome::Stored { .. }));
+    assert!(matches!(outcome(delivered), Outcome::Duplicate { .. }));
 }
 
 #[test]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Modseq, PartitionId, Uid, WallNs};
+use ringpost_netproto::id::{MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
 use smallvec::SmallVec;
 
 use super::load::Wants;
@@ -29,7 +29,7 @@ use crate::request::{
     AppendGroup, Body, BusyReason, Dedupe, Event, MonotonicNs, Notice, Now, Outcome, Recipient,
     Refused, Ticket,
 };
-use crate::tail::Existence;
+use crate::tail::{Existence, Tail};
 use crate::user::{Hold, State, Waiter};
 
 /// The mailboxes a user begins with.
@@ -428,21 +428,26 @@ impl<I: Io> Shard<I> {
             Ok(()) => Decision::Store,
             Err(refused) => Decision::Now(Outcome::Refused(refused)),
         };
-        if recipient.dedupe == Dedupe::No {
-            return store();
-        }
+        let window = match recipient.dedupe {
+            Dedupe::Yes => &self.window,
+            Dedupe::Recent => &self.recent,
+            Dedupe::No => return store(),
+        };
+        let uidvalidity = uidvalidity(tail, recipient.mailbox);
         let key = self.dedupe_key(user_index, recipient, group.body.summary());
-        match self
-            .window
-            .find(&key, self.positions.durable_to(), seconds(now.wall))
-        {
+        match window.find(&key, self.positions.durable_to(), seconds(now.wall)) {
             Seen::Durable(uid) => Decision::Now(Outcome::Duplicate {
                 uid,
+                uidvalidity,
                 durable: self.positions.durable_to(),
             }),
             Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => {
                 let durable = self.positions.durable_to();
-                Decision::Now(Outcome::Duplicate { uid, durable })
+                Decision::Now(Outcome::Duplicate {
+                    uid,
+                    uidvalidity,
+                    durable,
+                })
             }
             Seen::InFlight(uid) => Decision::WithFirst(uid),
             Seen::OtherContent | Seen::No => {
@@ -564,6 +569,12 @@ fn named<'a>(name: &str, all: impl Iterator<Item = (MailboxId, &'a str)>) -> Opt
         .collect();
     let exact = alike.iter().find(|(_, other)| *other == name);
     exact.or(alike.first()).map(|(mailbox, _)| *mailbox)
+}
+
+/// Validity of the uids of a mailbox; 0 of one that is not there.
+pub(super) fn uidvalidity(tail: &Tail, mailbox: MailboxId) -> UidValidity {
+    tail.mailbox(mailbox)
+        .map_or(UidValidity::new(0), |tail| tail.uidvalidity)
 }
 
 fn is_first_mailbox(mailbox: MailboxId) -> bool {

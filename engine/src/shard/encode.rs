@@ -78,10 +78,14 @@ impl<I: Io> Shard<I> {
                 }
                 (Body::Small(_), None) => unreachable!("a small body was just encoded"),
             };
-            if recipient.dedupe == Dedupe::Yes {
-                let key = self.dedupe_key(user, recipient, body.summary());
-                self.window
-                    .insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
+            let key = self.dedupe_key(user, recipient, body.summary());
+            let window = match recipient.dedupe {
+                Dedupe::Yes => Some(&mut self.window),
+                Dedupe::Recent => Some(&mut self.recent),
+                Dedupe::No => None,
+            };
+            if let Some(window) = window {
+                window.insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
             }
             if canary::on(Canary::VisibleEarly) {
                 self.publish_entries(user, std::mem::take(&mut entries));

@@ -145,6 +145,8 @@ pub struct Shard<I: Io> {
     log: Log<Part>,
     positions: Positions,
     window: Window,
+    /// Ids that their callers made; of this run only.
+    recent: Window,
     bodies: Bodies,
     pending_records: u64,
     /// Users with pending records, each once.

@@ -139,6 +139,7 @@ impl<I: Io> Shard<I> {
             positions: Positions::recovered(superblock.checkpoint_lsn, recovery.end),
             dedupe_durable: redo.window.next(),
             window: redo.window,
+            recent: Window::new(crate::limits::RECENT_ENTRIES),
             bodies: redo.bodies,
             pending_records: redo.records,
             dirty: redo.dirty,

@@ -1,11 +1,11 @@
 //! Durable frames: their records become visible, then their appends are answered (storage.md 4.1).
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Uid};
+use ringpost_netproto::id::{MailboxId, Uid, UidValidity};
 use smallvec::SmallVec;
 
 use super::Shard;
-use super::append::{Decided, DecidedKind, Mark, Part, PartOf};
+use super::append::{Decided, DecidedKind, Mark, Part, PartOf, uidvalidity};
 use crate::format::Reserved;
 use crate::format::info::{MsgFixed, Run, Runs, Seed};
 use crate::index::{DeadFile, Index, apply_run};
@@ -60,13 +60,25 @@ impl<I: Io> Shard<I> {
                 .users
                 .get(decided.recipient)
                 .expect("as many as recipients");
+            let recipients = &append.group.recipients;
+            let mailbox = recipients
+                .get(decided.recipient)
+                .map_or(MailboxId::INBOX, |recipient| recipient.mailbox);
+            let live = self.users.get(user).live();
+            let uidvalidity =
+                live.map_or(UidValidity::new(0), |live| uidvalidity(&live.tail, mailbox));
             let outcome = match decided.kind {
                 DecidedKind::Stored { uid, modseq } => Outcome::Stored {
                     uid,
+                    uidvalidity,
                     modseq,
                     durable,
                 },
-                DecidedKind::Duplicate { uid } => Outcome::Duplicate { uid, durable },
+                DecidedKind::Duplicate { uid } => Outcome::Duplicate {
+                    uid,
+                    uidvalidity,
+                    durable,
+                },
             };
             if let Some(place) = append.outcomes.get_mut(decided.recipient) {
                 *place = Some(outcome);

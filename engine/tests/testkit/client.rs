@@ -337,6 +337,24 @@ impl Bench {
         flags: Flags,
         quota: QuotaLimits,
     ) -> Outcome {
+        let ticket = self.client_append_of(
+            (name, mailbox),
+            (number, message),
+            flags,
+            (quota, Dedupe::No),
+        );
+        self.settle();
+        self.outcomes(ticket).remove(0)
+    }
+
+    /// Without waiting for its answer.
+    pub(crate) fn client_append_of(
+        &mut self,
+        (name, mailbox): (&str, MailboxId),
+        (number, message): (u64, &[u8]),
+        flags: Flags,
+        (quota, dedupe): (QuotaLimits, Dedupe),
+    ) -> Ticket {
         let group = AppendGroup {
             body: Body::Small(prepare(message)),
             sender: Bytes::new(),
@@ -345,16 +363,14 @@ impl Bench {
                 mailbox,
                 folder: None,
                 guid: guid(number),
-                dedupe: Dedupe::No,
+                dedupe,
                 internal_date: WallNs::new(1_000_000_000_000_000_000 + number),
                 flags,
                 quota,
             }],
             origin: Origin::ClientAppend,
         };
-        let ticket = self.submit(Request::Append(group)).expect("taken");
-        self.settle();
-        self.outcomes(ticket).remove(0)
+        self.submit(Request::Append(group)).expect("taken")
     }
 }
 
