@@ -310,6 +310,7 @@ impl Core {
             | Event::Mailboxes { ticket, .. }
             | Event::Listed { ticket, .. }
             | Event::Fetched { ticket, .. }
+            | Event::MailboxChanged { ticket, .. }
             | Event::Checkpointed { ticket }
             | Event::Drained { ticket } => *ticket,
             Event::Notice(notice) => return self.log_notice(notice),

@@ -18,7 +18,7 @@ use ringpost_engine::request::{
     AppendGroup, Body, Dedupe, Event, Flags, Origin, Outcome, QuotaLimits, Recipient, Refused,
     Request,
 };
-use ringpost_netproto::id::{Guid, MailboxId, Uid};
+use ringpost_netproto::id::{Guid, MailboxId, Uid, UidValidity, WallNs};
 use ringpost_netproto::placement::UserKey;
 
 use crate::core_loop::{Core, Waiter};
@@ -31,8 +31,10 @@ use crate::spill::{Spill, Want};
 pub enum Result {
     /// On stable storage.
     Stored {
-        /// Its number in INBOX.
+        /// Its number in its mailbox.
         uid: Uid,
+        /// Validity of that number.
+        uidvalidity: UidValidity,
         /// Its delivery id.
         guid: Guid,
     },
@@ -40,6 +42,8 @@ pub enum Result {
     Duplicate {
         /// The number of the first copy.
         uid: Uid,
+        /// Validity of that number.
+        uidvalidity: UidValidity,
         /// Its delivery id.
         guid: Guid,
     },
@@ -92,6 +96,21 @@ pub struct Envelope {
     pub size_hint: Option<u64>,
     /// Where it came in.
     pub door: Door,
+    /// How it is filed, if nobody delivers it but somebody appends it: to one user.
+    pub filing: Option<Filing>,
+}
+
+/// What an append says beyond its bytes.
+#[derive(Clone, Debug)]
+pub struct Filing {
+    /// The mailbox.
+    pub mailbox: MailboxId,
+    /// What the message has from the start.
+    pub flags: Flags,
+    /// INTERNALDATE; `None`: the time of arrival.
+    pub internal_date: Option<WallNs>,
+    /// An identity that its sender made.
+    pub id: Option<Guid>,
 }
 
 /// One message. Lives as long as a shard has an answer for it.
@@ -101,6 +120,7 @@ pub struct Delivery {
     tag: u64,
     sender: Bytes,
     door: Door,
+    filing: Option<Filing>,
     state: RefCell<State>,
 }
 
@@ -157,7 +177,8 @@ impl Delivery {
     pub fn begin(core: &Rc<Core>, sink: Rc<dyn Sink>, tag: u64, envelope: Envelope) -> Rc<Self> {
         let options = PrepareOptions {
             message_bytes_max: core.config.message_bytes_max,
-            return_path: core.settings().return_path.then(|| envelope.sender.clone()),
+            return_path: (core.settings().return_path && envelope.filing.is_none())
+                .then(|| envelope.sender.clone()),
             content_key: key_bytes(&core.hash_key),
         };
         let count = envelope.users.len();
@@ -167,6 +188,7 @@ impl Delivery {
             tag,
             sender: envelope.sender,
             door: envelope.door,
+            filing: envelope.filing,
             state: RefCell::new(State {
                 users: envelope.users,
                 size_hint: envelope.size_hint,
@@ -341,7 +363,7 @@ impl Delivery {
                 Want::Begin => Request::StageBegin {
                     size_hint: state.size_hint,
                     sender: self.sender.clone(),
-                    internal_date: self.core.now().wall,
+                    internal_date: self.date(),
                 },
                 Want::Write(id, data) => Request::StageWrite { stage: id, data },
                 Want::Expand(id) => Request::StageExpand { stage: id },
@@ -366,7 +388,16 @@ impl Delivery {
         }
     }
 
+    /// INTERNALDATE.
+    fn date(&self) -> WallNs {
+        let given = self.filing.as_ref().and_then(|filing| filing.internal_date);
+        given.unwrap_or_else(|| self.core.now().wall)
+    }
+
     fn guid(&self, mailee: Option<&Mailee>, summary: &Summary) -> Guid {
+        if let Some(filing) = &self.filing {
+            return filing.id.unwrap_or_else(|| self.core.random_guid());
+        }
         match (mailee, summary.received_field) {
             (Some(mailee), ReceivedField::Present) => delivery_id(
                 &self.core.hash_key,
@@ -383,11 +414,16 @@ impl Delivery {
     /// Hands the body to the shards of all recipients.
     fn append(self: &Rc<Self>, state: &mut State, body: &Body, summary: &Summary) {
         state.input = Input::Done;
-        let dedupe = match summary.received_field {
-            ReceivedField::Present => Dedupe::Yes,
-            ReceivedField::Absent => Dedupe::No,
+        let dedupe = match (&self.filing, summary.received_field) {
+            (Some(Filing { id: Some(_), .. }), _) => Dedupe::Recent,
+            (None, ReceivedField::Present) => Dedupe::Yes,
+            (Some(_), _) | (None, ReceivedField::Absent) => Dedupe::No,
         };
-        let internal_date = self.core.now().wall;
+        let (mailbox, flags, origin) = match &self.filing {
+            Some(filing) => (filing.mailbox, filing.flags.clone(), Origin::ClientAppend),
+            None => (MailboxId::INBOX, Flags::default(), Origin::Delivery),
+        };
+        let internal_date = self.date();
         let mut appends: BTreeMap<usize, (Group, Vec<Recipient>)> = BTreeMap::new();
         let mut seen: BTreeMap<_, usize> = BTreeMap::new();
         let many = state.users.len() > 1;
@@ -425,12 +461,12 @@ impl Delivery {
             group.indexes.push(vec![index]);
             recipients.push(Recipient {
                 user: mailee.user,
-                mailbox: MailboxId::INBOX,
+                mailbox,
                 folder: mailee.folder,
                 guid,
                 dedupe,
                 internal_date,
-                flags: Flags::default(),
+                flags: flags.clone(),
                 quota: QuotaLimits::default(),
             });
         }
@@ -442,7 +478,7 @@ impl Delivery {
                 body: body.clone(),
                 sender: self.sender.clone(),
                 recipients,
-                origin: Origin::Delivery,
+                origin,
             });
             self.core
                 .ask(owner, request, Waiter::Delivery(Rc::clone(self), part));
@@ -478,8 +514,20 @@ impl Delivery {
                     outcomes.into_iter().zip(group.guids).zip(group.indexes)
                 {
                     let result = match outcome {
-                        Outcome::Stored { uid, .. } => Result::Stored { uid, guid },
-                        Outcome::Duplicate { uid, .. } => Result::Duplicate { uid, guid },
+                        Outcome::Stored {
+                            uid, uidvalidity, ..
+                        } => Result::Stored {
+                            uid,
+                            uidvalidity,
+                            guid,
+                        },
+                        Outcome::Duplicate {
+                            uid, uidvalidity, ..
+                        } => Result::Duplicate {
+                            uid,
+                            uidvalidity,
+                            guid,
+                        },
                         Outcome::Refused(Refused::TooLarge) => Result::TooLarge,
                         Outcome::Refused(refused) => Result::Refused(refused),
                     };

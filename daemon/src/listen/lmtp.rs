@@ -103,6 +103,7 @@ impl LmtpDoor {
                     users: std::mem::take(&mut self.users.borrow_mut()),
                     size_hint: size,
                     door: Door::Lmtp,
+                    filing: None,
                 };
                 let me = self.me.upgrade().expect("it is called through an Rc");
                 let delivery = Delivery::begin(&self.core, me, self.tag.get(), envelope);

@@ -25,8 +25,10 @@ use crate::delivery::{Delivery, Envelope, Mailee, Result as Outcome, Sink};
 use crate::letter::{Door, Trust};
 use crate::lmtp;
 
+mod append;
 mod read;
 
+use append::{Folders, Waiting};
 use read::Reads;
 
 /// A message's answer comes after this at the latest (mail.md 4); the append goes on.
@@ -45,14 +47,17 @@ pub struct NodeSession {
     session: RefCell<ServerSession>,
     messages: RefCell<BTreeMap<RequestId, Message>>,
     reads: RefCell<Reads>,
+    folders: RefCell<Folders>,
     input_ended: Cell<bool>,
     closing: Cell<bool>,
 }
 
 /// A message on its way.
 struct Message {
-    /// `None` if no recipient exists: it was answered, and its bytes are dropped.
+    /// `None` while its mailbox is looked for.
     delivery: Option<Rc<Delivery>>,
+    /// Set for an append.
+    waiting_append: Option<Waiting>,
     replies: Vec<RecipientReply>,
     /// Which reply stands for which recipient of the delivery.
     places: Vec<usize>,
@@ -81,6 +86,7 @@ impl NodeSession {
             session: RefCell::new(ServerSession::new(Config::new(hello))),
             messages: RefCell::default(),
             reads: RefCell::default(),
+            folders: RefCell::default(),
             input_ended: Cell::new(false),
             closing: Cell::new(false),
         })
@@ -103,11 +109,8 @@ impl NodeSession {
         match event {
             Event::Connected => {}
             Event::DeliverBegin { id, request } => self.begin(id, request),
-            Event::AppendBegin { id, .. } => {
-                let text = "this node does not append yet";
-                let mut session = self.session.borrow_mut();
-                session.fail(id, Status::Unsupported, text);
-            }
+            Event::AppendBegin { id, request } => self.append(id, request),
+            Event::DeliverData { id, data } if self.keeps(id, &data) => {}
             Event::DeliverData { id, data } => self.data(id, &data),
             Event::DeliverEnd { id } => self.end(id),
             Event::DeliverAborted { id } => {
@@ -127,19 +130,21 @@ impl NodeSession {
         }
     }
 
-    fn begin(&self, id: RequestId, request: DeliverRequest) {
-        let refusal = if self.core.phase() > Phase::Open {
+    /// Why no message of this size is taken now, whoever it is for.
+    fn refusal(&self, size_hint: Option<u64>) -> Option<(Status, &'static str)> {
+        if self.core.phase() > Phase::Open {
             Some((Status::Stopping, "the node is stopping"))
         } else if self.core.receiving_bytes() > RECEIVING_BYTES_MAX {
             Some((Status::Busy, "busy: memory"))
-        } else if request
-            .size_hint
-            .is_some_and(|size| size > self.core.config.message_bytes_max)
-        {
+        } else if size_hint.is_some_and(|size| size > self.core.config.message_bytes_max) {
             Some((Status::TooBig, "the message is larger than the limit"))
         } else {
             None
-        };
+        }
+    }
+
+    fn begin(&self, id: RequestId, request: DeliverRequest) {
+        let refusal = self.refusal(request.size_hint);
         let mut replies = Vec::with_capacity(request.recipients.len());
         let mut places = Vec::with_capacity(request.recipients.len());
         let mut users = Vec::with_capacity(request.recipients.len());
@@ -170,14 +175,13 @@ impl NodeSession {
             users,
             size_hint: request.size_hint,
             door: Door::Node,
+            filing: None,
         };
-        let deadline_ns = match request.deadline_ms {
-            0 => ANSWER_NS_MAX,
-            ms => (u64::from(ms) * 1_000_000).min(ANSWER_NS_MAX),
-        };
+        let deadline_ns = deadline_ns(request.deadline_ms);
         let delivery = Delivery::begin(&self.core, self.me(), id.value(), envelope);
         let message = Message {
             delivery: Some(delivery),
+            waiting_append: None,
             replies,
             places,
             waiting,
@@ -252,6 +256,11 @@ impl Sink for NodeSession {
         let Some(open) = messages.get_mut(&id) else {
             return;
         };
+        if let Some(append) = open.waiting_append.take() {
+            messages.remove(&id);
+            drop(messages);
+            return self.appended(id, &append, outcome);
+        }
         let reply = open
             .places
             .get(index)
@@ -387,14 +396,22 @@ impl Session for NodeSession {
     }
 }
 
+/// When a message is answered at the latest, from its end on.
+fn deadline_ns(deadline_ms: u32) -> u64 {
+    match deadline_ms {
+        0 => ANSWER_NS_MAX,
+        ms => (u64::from(ms) * 1_000_000).min(ANSWER_NS_MAX),
+    }
+}
+
 fn reply_of(outcome: &Outcome) -> RecipientReply {
     match outcome {
-        Outcome::Stored { uid, guid } => RecipientReply {
+        Outcome::Stored { uid, guid, .. } => RecipientReply {
             uid: Some(*uid),
             guid: Some(*guid),
             ..RecipientReply::new(Status::Ok)
         },
-        Outcome::Duplicate { uid, guid } => RecipientReply {
+        Outcome::Duplicate { uid, guid, .. } => RecipientReply {
             uid: Some(*uid),
             guid: Some(*guid),
             ..RecipientReply::new(Status::OkDuplicate)

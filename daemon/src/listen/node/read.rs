@@ -20,7 +20,7 @@ use ringpost_netproto::message::mailbox::MailboxStatus;
 use ringpost_netproto::placement::UserKey;
 use ringpost_netproto::session::server::{Event, RequestId};
 
-use super::{NodeSession, status_of};
+use super::{Folders, NodeSession, status_of};
 use crate::address::Address;
 use crate::core_loop::{Reader, Waiter};
 use crate::letter::{Answer, CoreReport, Trust};
@@ -316,6 +316,9 @@ impl Want {
 
 impl Reader for NodeSession {
     fn answered(&self, tag: u64, answer: Answer) {
+        if Folders::has(tag) {
+            return self.folder_answered(tag, answer);
+        }
         let id = RequestId::new(tag);
         let refused = match answer {
             Answer::Event(Answered::Mailboxes {
