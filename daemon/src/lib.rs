@@ -23,6 +23,7 @@ pub mod lmtp;
 pub mod logs;
 pub mod mesh;
 pub mod node;
+pub mod reading;
 pub mod rt;
 pub mod shard_host;
 pub mod spill;

@@ -37,6 +37,7 @@ mod log;
 pub mod mailbox_name;
 pub mod mbox;
 pub mod metrics;
+pub mod offline;
 mod ops;
 mod pending;
 pub mod position;

@@ -10,12 +10,12 @@
 //! [`plan`] does the same to a picture of the directory, so that what it tells is what [`repair`] does.
 
 mod generation;
-mod hand;
+pub(crate) mod hand;
 mod index;
-mod layer;
+pub(crate) mod layer;
 mod log;
 mod lost;
-mod redo;
+pub(crate) mod redo;
 mod segment;
 mod store;
 mod user;

@@ -1,9 +1,10 @@
-//! `ringpost`: the operator's tool. It asks a running node over the node protocol; only `check`
-//! and `repair` work on files. Answers go to standard output (with `--json` one object a line), everything else to
+//! `ringpost`: the operator's tool. It asks a running node over the node protocol; `check` and `repair`
+//! work on files, and with `--data` mail is read from them if no daemon runs there. Answers go to standard output (with `--json` one object a line), everything else to
 //! standard error, so that a pipe carries what was asked for and nothing else.
 
 pub mod check;
 pub mod export;
+pub mod files;
 pub mod mail;
 pub mod node;
 pub mod options;
@@ -15,7 +16,7 @@ use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 
 use clap::Parser as _;
 
-use self::node::Node;
+use self::node::{Mail, Node, Source};
 pub use self::options::Options;
 use self::options::{Command, ConfigCommand};
 use self::repair::Mode;
@@ -108,16 +109,18 @@ pub fn run(words: impl IntoIterator<Item = OsString>) -> Code {
 }
 
 fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
-    let node = || Node::connect(&options.global);
     match &options.command {
-        Command::Status => show::status(&mut node()?, output)?,
-        Command::Folders { user } => mail::folders(&mut node()?, user, output)?,
-        Command::List { user, folder } => mail::list(&mut node()?, (user, folder), output)?,
-        Command::Show { user, uid, folder } => {
-            mail::show(&mut node()?, (user, folder), *uid, output)?;
-        }
-        Command::Export { user, folder } => {
-            return export::export(&mut node()?, user, folder.as_deref(), output);
+        Command::Status => show::status(&mut Node::connect(&options.global)?, output)?,
+        Command::Folders { .. }
+        | Command::List { .. }
+        | Command::Show { .. }
+        | Command::Export { .. } => {
+            return match Source::find(&options.global)? {
+                Source::Node(mut node) => read(&options.command, &mut *node, output),
+                Source::Files(data) => {
+                    files::with(&data, |files| read(&options.command, files, output))
+                }
+            };
         }
         Command::Check { level } => return check::check(&options.global, *level, output),
         Command::Repair { dry_run } => {
@@ -140,6 +143,20 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
                 writeln!(output.writer, "{}", page.display())?;
             }
         }
+    }
+    Ok(Code::Done)
+}
+
+/// The commands that show mail, wherever it is.
+fn read(command: &Command, mail: &mut dyn Mail, output: &mut Output) -> Result<Code, Failure> {
+    match command {
+        Command::Folders { user } => mail::folders(mail, user, output)?,
+        Command::List { user, folder } => mail::list(mail, (user, folder), output)?,
+        Command::Show { user, uid, folder } => mail::show(mail, (user, folder), *uid, output)?,
+        Command::Export { user, folder } => {
+            return export::export(mail, user, folder.as_deref(), output);
+        }
+        other => unreachable!("{other:?} shows no mail"),
     }
     Ok(Code::Done)
 }

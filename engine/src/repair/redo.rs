@@ -14,17 +14,33 @@ use crate::format::record::{DELIVER_FILE_FIXED_AT, DELIVER_FIXED_AT, RECORD_HEAD
 use crate::io::{Piece, RelPath, Step};
 use crate::limits::SLOT_BYTES;
 
+/// What is asked for of what is owed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    Index,
+}
+
 /// What one user is owed.
-pub(super) struct Owed<'a> {
-    pub(super) tree: &'a dyn ReadTree,
-    pub(super) redo: &'a Redo,
-    pub(super) id: UserId,
-    pub(super) user: &'a OwedBy,
+pub(crate) struct Owed<'a> {
+    pub(crate) tree: &'a dyn ReadTree,
+    pub(crate) redo: &'a Redo,
+    pub(crate) id: UserId,
+    pub(crate) user: &'a OwedBy,
 }
 
 impl Owed<'_> {
     /// All of it, in order.
     pub(super) fn steps(&self) -> Result<Vec<Step>, IoError> {
+        self.part(Part::All)
+    }
+
+    /// The same without the bytes of messages, which stay in the log.
+    pub(crate) fn index_steps(&self) -> Result<Vec<Step>, IoError> {
+        self.part(Part::Index)
+    }
+
+    fn part(&self, part: Part) -> Result<Vec<Step>, IoError> {
         let dir = self.id.dir();
         let names: BTreeMap<String, u64> = match self.tree.list(&dir) {
             Ok(names) => names.into_iter().collect(),
@@ -65,7 +81,8 @@ impl Owed<'_> {
                 What::Small(msg) => {
                     let path = dir.segment(msg.segment);
                     // Of an older generation only what lives on is owed.
-                    if entry.generation >= current || there(&path) {
+                    let owed = entry.generation >= current || there(&path);
+                    if owed && part == Part::All {
                         steps.push(self.message(entry, msg, path)?);
                     }
                 }

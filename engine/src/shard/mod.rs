@@ -20,7 +20,7 @@ mod load;
 mod open;
 mod partitions;
 mod publish;
-mod read;
+pub(crate) mod read;
 mod room;
 mod snapshot;
 mod stage;

@@ -356,7 +356,7 @@ pub(super) fn bad_index(user: &User, reason: CorruptReason) -> Corrupt {
 }
 
 /// What a list shows of a message.
-pub(super) fn list_entry(msg: &Msg, cache: Bytes) -> ListEntry {
+pub(crate) fn list_entry(msg: &Msg, cache: Bytes) -> ListEntry {
     // What restoring takes off and puts back: one `>` a quoted line, CRs, the added newline.
     let stored = u64::from(msg.stored_len).saturating_sub(u64::from(msg.quoted_count));
     let all_crlf = msg.format_flags & ALL_CRLF != 0;

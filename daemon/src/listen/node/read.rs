@@ -15,8 +15,7 @@ use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::limits::BACKLOG_BYTES_SOFT;
 use ringpost_netproto::message::MailboxRef;
-use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
-use ringpost_netproto::message::mailbox::MailboxStatus;
+use ringpost_netproto::message::list::ListRequest;
 use ringpost_netproto::placement::UserKey;
 use ringpost_netproto::session::server::{Event, RequestId};
 
@@ -24,6 +23,7 @@ use super::{Folders, NodeSession, status_of};
 use crate::address::Address;
 use crate::core_loop::{Reader, Waiter};
 use crate::letter::{Answer, CoreReport, Trust};
+use crate::reading::{list_entry, list_page, mailbox_status};
 use crate::status;
 
 /// Reading requests that are under way.
@@ -250,14 +250,7 @@ impl NodeSession {
     }
 
     fn listed(&self, id: RequestId, page: engine::ListPage) {
-        let page = ListPage {
-            status: mailbox_status(page.status),
-            entries: page.entries.into_iter().map(list_entry).collect(),
-            more: match page.more {
-                engine::More::Yes => More::Yes,
-                engine::More::No => More::No,
-            },
-        };
+        let page = list_page(page);
         self.reads.borrow_mut().0.remove(&id);
         self.session.borrow_mut().list_reply(id, &page);
     }
@@ -370,31 +363,5 @@ impl Reader for NodeSession {
         let fields = status::fields(&self.core.config, &reports);
         self.session.borrow_mut().status_reply(id, &fields);
         self.wire.write();
-    }
-}
-
-fn mailbox_status(status: engine::MailboxStatus) -> MailboxStatus {
-    MailboxStatus {
-        mailbox: status.mailbox,
-        name: Bytes::from(status.name),
-        uidvalidity: status.uidvalidity,
-        uidnext: status.uidnext,
-        highest_modseq: status.highest_modseq,
-        messages_count: status.messages_count,
-        bytes: status.bytes,
-    }
-}
-
-fn list_entry(entry: engine::ListEntry) -> ListEntry {
-    ListEntry {
-        uid: entry.uid,
-        modseq: entry.modseq,
-        flags: entry.flags,
-        internal_date: entry.internal_date,
-        rfc822_size: entry.rfc822_size,
-        received_size: entry.received_size,
-        guid: entry.guid,
-        date_s: entry.date_s,
-        cache: entry.cache,
     }
 }

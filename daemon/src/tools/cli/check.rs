@@ -35,7 +35,7 @@ pub fn check(global: &Global, depth: Depth, output: &mut Output) -> Result<Code,
         ));
     }
     let data = data_dir(global);
-    let lock = lock(&data, Hold::Shared)?;
+    let lock = lock(&data, Hold::Shared, STOP_FIRST)?;
     let bar = Bar::new();
     let level = match depth {
         Depth::Structure => Level::Structure,
@@ -78,6 +78,9 @@ impl Bar {
     }
 }
 
+/// What to do about whoever uses a directory that is to be checked or repaired.
+pub(super) const STOP_FIRST: &str = "stop that first, or take a copy";
+
 /// Who may work on the directory meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hold {
@@ -89,7 +92,7 @@ pub(super) enum Hold {
 
 /// Two checks may run, a check and a daemon may not, a repair and anything else may not. A copy without
 /// the lock's file is nobody's.
-pub(super) fn lock(data: &Path, hold: Hold) -> Result<Option<Flock<File>>, Failure> {
+pub(super) fn lock(data: &Path, hold: Hold, advice: &str) -> Result<Option<Flock<File>>, Failure> {
     let failed =
         |name: &str, why: &str| Failure::Said(format!("{}: {why}", data.join(name).display()));
     if let Err(error) = std::fs::metadata(data.join(STORE)) {
@@ -124,8 +127,7 @@ pub(super) fn lock(data: &Path, hold: Hold) -> Result<Option<Flock<File>>, Failu
             // The number only helps to find the daemon; without it the sentence holds as well.
             drop(file.take(PID_BYTES_MAX).read_to_string(&mut pid));
             Err(Failure::Said(format!(
-                "a daemon runs on {}, or somebody repairs or checks it (process {}); stop that first, or \
-                 take a copy",
+                "a daemon runs on {}, or somebody repairs or checks it (process {}); {advice}",
                 data.display(),
                 pid.trim()
                     .parse::<u32>()

@@ -15,7 +15,7 @@ use ringpost_netproto::id::Uid;
 use ringpost_netproto::message::mailbox::MailboxStatus;
 use ringpost_netproto::message::{MailboxRef, printable};
 
-use super::node::{FetchError, Node, bytes, name};
+use super::node::{FetchError, Mail, bytes, name, pages};
 use super::{Failure, Output};
 use crate::client::ClientError;
 use crate::exit::Code;
@@ -23,12 +23,12 @@ use crate::exit::Code;
 /// Exports one mailbox, or all of them in the order of their ids. `Code::Failed` if messages were
 /// left out.
 pub fn export(
-    node: &mut Node,
+    mail: &mut dyn Mail,
     user: &OsStr,
     folder: Option<&OsStr>,
     output: &mut Output,
 ) -> Result<Code, Failure> {
-    let mut mailboxes = node.mailboxes(user)?;
+    let mut mailboxes = mail.mailboxes(user)?;
     if let Some(folder) = folder {
         let wanted = bytes(folder);
         mailboxes.retain(|mailbox| is_named(mailbox, &wanted));
@@ -48,7 +48,7 @@ pub fn export(
         output,
     };
     for mailbox in &mailboxes {
-        export.mailbox(node, mailbox)?;
+        export.mailbox(mail, mailbox)?;
     }
     export.progress.finish_and_clear();
     Ok(if export.left_off_count == 0 {
@@ -82,12 +82,12 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    fn mailbox(&mut self, node: &mut Node, mailbox: &MailboxStatus) -> Result<(), Failure> {
+    fn mailbox(&mut self, mail: &mut dyn Mail, mailbox: &MailboxStatus) -> Result<(), Failure> {
         let by_id = MailboxRef::Id(mailbox.mailbox);
         let user = self.user;
-        node.pages(user, &by_id, |node, page| {
+        pages(mail, user, &by_id, |mail, page| {
             for entry in &page.entries {
-                self.message(node, mailbox, entry.uid)?;
+                self.message(mail, mailbox, entry.uid)?;
                 self.progress.inc(1);
             }
             Ok(())
@@ -96,13 +96,13 @@ impl Export<'_> {
 
     fn message(
         &mut self,
-        node: &mut Node,
+        mail: &mut dyn Mail,
         mailbox: &MailboxStatus,
         uid: Uid,
     ) -> Result<(), Failure> {
         let by_id = MailboxRef::Id(mailbox.mailbox);
         let mut preparer = preparer();
-        let fetched = node.fetch(self.user, &by_id, uid, |_, data| {
+        let fetched = mail.fetch(self.user, &by_id, uid, &mut |_, data| {
             preparer
                 .push(&data)
                 .map(drop)

@@ -11,7 +11,7 @@ use ringpost_netproto::message::mailbox::MailboxStatus;
 use ringpost_netproto::message::printable;
 use serde_json::json;
 
-use super::node::{Node, bytes};
+use super::node::{Mail, bytes, pages};
 use super::show::{date, json, text};
 use super::{Failure, Form, Output};
 
@@ -22,8 +22,8 @@ const FROM_WIDTH: usize = 32;
 const SUBJECT_WIDTH: usize = 60;
 
 /// The mailboxes of a user.
-pub fn folders(node: &mut Node, user: &OsStr, output: &mut Output) -> Result<(), Failure> {
-    for mailbox in node.mailboxes(user)? {
+pub fn folders(mail: &mut dyn Mail, user: &OsStr, output: &mut Output) -> Result<(), Failure> {
+    for mailbox in mail.mailboxes(user)? {
         folder(&mailbox, output)?;
     }
     Ok(())
@@ -53,11 +53,11 @@ fn folder(mailbox: &MailboxStatus, output: &mut Output) -> Result<(), Failure> {
 
 /// The messages of a mailbox, oldest first.
 pub fn list(
-    node: &mut Node,
+    mail: &mut dyn Mail,
     (user, folder): (&OsStr, &OsStr),
     output: &mut Output,
 ) -> Result<(), Failure> {
-    node.pages(user, &MailboxRef::Name(bytes(folder)), |_, page| {
+    pages(mail, user, &MailboxRef::Name(bytes(folder)), |_, page| {
         page.entries
             .iter()
             .try_for_each(|entry| message(entry, output))
@@ -110,13 +110,13 @@ fn message_json(entry: &ListEntry, fields: &Fields<'_>) -> serde_json::Value {
 /// One message, byte for byte. If it turns out to be damaged, what was written is void and the
 /// command fails.
 pub fn show(
-    node: &mut Node,
+    mail: &mut dyn Mail,
     (user, folder): (&OsStr, &OsStr),
     uid: u32,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let mailbox = MailboxRef::Name(bytes(folder));
-    node.fetch(user, &mailbox, Uid::new(uid), |_, data| {
+    mail.fetch(user, &mailbox, Uid::new(uid), &mut |_, data| {
         output.writer.write_all(&data)?;
         Ok(())
     })

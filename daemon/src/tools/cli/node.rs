@@ -1,6 +1,7 @@
 //! Which node is asked, and the questions as the commands need them.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,6 +47,37 @@ pub fn data_dir(global: &Global) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(DATA_DEFAULT))
 }
 
+/// Who has the mail that a command wants.
+#[derive(Debug)]
+pub enum Source {
+    /// A node that runs.
+    Node(Box<Node>),
+    /// This data directory; nobody answers at its socket.
+    Files(PathBuf),
+}
+
+impl Source {
+    /// The node that the options name; with `--data` its files, if nobody listens there.
+    pub fn find(global: &Global) -> Result<Self, Failure> {
+        let Some(data) = &global.data else {
+            return Node::connect(global).map(|node| Self::Node(Box::new(node)));
+        };
+        match Node::reach(global) {
+            Ok(node) => Ok(Self::Node(Box::new(node))),
+            // No socket, or one that a killed daemon left behind.
+            Err(ClientError::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(Self::Files(data.clone()))
+            }
+            Err(error) => Err(no_node(&error, global)),
+        }
+    }
+}
+
 /// The address of the running node that was meant.
 fn address(global: &Global) -> Address {
     match (&global.to, &global.data) {
@@ -61,14 +93,14 @@ fn address(global: &Global) -> Address {
 impl Node {
     /// Connects to the node that the options name.
     pub fn connect(global: &Global) -> Result<Self, Failure> {
+        Self::reach(global).map_err(|error| no_node(&error, global))
+    }
+
+    fn reach(global: &Global) -> Result<Self, ClientError> {
         let patience = Duration::from_secs(global.timeout);
-        let address = address(global);
         let deadline = Deadline::after(patience);
-        let client = Client::connect(&address, Role::Admin, deadline, Patience::None);
-        Ok(Self {
-            client: client.map_err(|error| no_node(&error, global))?,
-            patience,
-        })
+        let client = Client::connect(&address(global), Role::Admin, deadline, Patience::None)?;
+        Ok(Self { client, patience })
     }
 
     fn deadline(&self) -> Deadline {
@@ -80,53 +112,84 @@ impl Node {
         let deadline = self.deadline();
         Ok(self.client.status(deadline)?)
     }
+}
 
+/// Where mail is read from: a node, or the files of one that is stopped.
+pub trait Mail {
     /// The mailboxes of `user`.
-    pub fn mailboxes(&mut self, user: &OsStr) -> Result<Vec<MailboxStatus>, Failure> {
+    fn mailboxes(&mut self, user: &OsStr) -> Result<Vec<MailboxStatus>, Failure>;
+
+    /// The messages of a mailbox with a uid above `after_uid`, as many as a page holds.
+    fn page(
+        &mut self,
+        user: &OsStr,
+        mailbox: &MailboxRef,
+        after_uid: u32,
+    ) -> Result<ListPage, Failure>;
+
+    /// One message: its bytes in pieces, and its entry. After an error the pieces are void.
+    fn fetch(
+        &mut self,
+        user: &OsStr,
+        mailbox: &MailboxRef,
+        uid: Uid,
+        piece: &mut dyn FnMut(&ListEntry, Bytes) -> Result<(), Failure>,
+    ) -> Result<ListEntry, FetchError>;
+}
+
+/// Every page of a mailbox, in order, handed to `page`.
+pub fn pages(
+    mail: &mut dyn Mail,
+    user: &OsStr,
+    mailbox: &MailboxRef,
+    mut page: impl FnMut(&mut dyn Mail, ListPage) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut after_uid = 0;
+    loop {
+        let next = mail.page(user, mailbox, after_uid)?;
+        let last = next.entries.last().map(|entry| entry.uid.value());
+        let more = next.more;
+        page(mail, next)?;
+        match last {
+            // Uids ascend; a node that does not keep to it must not keep us here forever.
+            Some(last) if more == More::Yes && last > after_uid => after_uid = last,
+            _ => return Ok(()),
+        }
+    }
+}
+
+impl Mail for Node {
+    fn mailboxes(&mut self, user: &OsStr) -> Result<Vec<MailboxStatus>, Failure> {
         let deadline = self.deadline();
         self.client
             .mailboxes(user.as_bytes(), deadline)
             .map_err(|error| refused(&error, user, None))
     }
 
-    /// Every page of a mailbox, in order, handed to `page`.
-    pub fn pages(
+    fn page(
         &mut self,
         user: &OsStr,
         mailbox: &MailboxRef,
-        mut page: impl FnMut(&mut Self, ListPage) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let mut after_uid = 0;
-        loop {
-            let request = ListRequest {
-                user: bytes(user),
-                mailbox: mailbox.clone(),
-                after_uid,
-                entries_max: u32::try_from(LIST_ENTRIES_MAX).unwrap_or(u32::MAX),
-            };
-            let deadline = self.deadline();
-            let next = self
-                .client
-                .list(&request, deadline)
-                .map_err(|error| refused(&error, user, Some(mailbox)))?;
-            let last = next.entries.last().map(|entry| entry.uid.value());
-            let more = next.more;
-            page(self, next)?;
-            match last {
-                // Uids ascend; a node that does not keep to it must not keep us here forever.
-                Some(last) if more == More::Yes && last > after_uid => after_uid = last,
-                _ => return Ok(()),
-            }
-        }
+        after_uid: u32,
+    ) -> Result<ListPage, Failure> {
+        let request = ListRequest {
+            user: bytes(user),
+            mailbox: mailbox.clone(),
+            after_uid,
+            entries_max: u32::try_from(LIST_ENTRIES_MAX).unwrap_or(u32::MAX),
+        };
+        let deadline = self.deadline();
+        self.client
+            .list(&request, deadline)
+            .map_err(|error| refused(&error, user, Some(mailbox)))
     }
 
-    /// One message: its entry, then its bytes in pieces.
-    pub fn fetch(
+    fn fetch(
         &mut self,
         user: &OsStr,
         mailbox: &MailboxRef,
         uid: Uid,
-        mut piece: impl FnMut(&ListEntry, Bytes) -> Result<(), Failure>,
+        piece: &mut dyn FnMut(&ListEntry, Bytes) -> Result<(), Failure>,
     ) -> Result<ListEntry, FetchError> {
         let request = FetchRequest {
             user: bytes(user),
@@ -191,7 +254,8 @@ fn no_node(error: &ClientError, global: &Global) -> Failure {
     let hint = if global.data.is_some() || global.to.is_some() {
         "is the daemon running?"
     } else {
-        "is the daemon running? --data DIR or --to ADDRESS names another one"
+        "is the daemon running? --to ADDRESS names another one, and --data DIR reads the files of one \
+         that is stopped"
     };
     Failure::Said(match error {
         ClientError::Io { .. } => format!("{error}; {hint}"),
@@ -200,7 +264,7 @@ fn no_node(error: &ClientError, global: &Global) -> Failure {
 }
 
 /// A refusal in the words of the command line.
-fn refused(error: &ClientError, user: &OsStr, mailbox: Option<&MailboxRef>) -> Failure {
+pub fn refused(error: &ClientError, user: &OsStr, mailbox: Option<&MailboxRef>) -> Failure {
     let mailbox = match mailbox {
         Some(MailboxRef::Name(name)) => printable(name),
         Some(MailboxRef::Id(id)) => id.to_string(),

@@ -26,7 +26,8 @@ pub struct Options {
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// The node's data directory; its socket is DIR/run/node
+    /// The node's data directory; its socket is DIR/run/node. If no daemon runs there, mail is read from
+    /// the files
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "to")]
     pub data: Option<PathBuf>,
 

@@ -9,7 +9,7 @@ use ringpost_engine::io::ring::{UringIo, UringOptions};
 use ringpost_engine::repair::{RepairError, Repaired};
 use serde_json::{Value, json};
 
-use super::check::{Bar, Hold, lock};
+use super::check::{Bar, Hold, STOP_FIRST, lock};
 use super::node::data_dir;
 use super::options::Global;
 use super::show::json as print_json;
@@ -50,7 +50,7 @@ pub fn repair(global: &Global, mode: Mode, output: &mut Output) -> Result<Code, 
         Mode::Plan => Hold::Shared,
         Mode::Do => Hold::Alone,
     };
-    let lock = lock(&data, hold)?;
+    let lock = lock(&data, hold, STOP_FIRST)?;
     let bar = Bar::new();
     let tree = DirTree::new(&data);
     let now = clock::wall();
