@@ -311,8 +311,8 @@ impl Core {
             | Event::Listed { ticket, .. }
             | Event::Fetched { ticket, .. }
             | Event::MailboxChanged { ticket, .. }
-            | Event::Checkpointed { ticket }
-            | Event::Drained { ticket } => *ticket,
+            | Event::Checkpointed { ticket, .. }
+            | Event::Drained { ticket, .. } => *ticket,
             Event::Notice(notice) => return self.log_notice(notice),
             Event::Fatal(fatal) => {
                 tracing::error!(core = self.index, %fatal, "the store stops");
@@ -340,7 +340,11 @@ impl Core {
                 };
                 self.endpoint.borrow_mut().send(core, letter);
             }
-            Waiter::Drain => self.say(Word::Drained),
+            Waiter::Drain => match answer {
+                // The reason is on its way as `Word::Fatal`.
+                Answer::Event(Event::Drained { result: Err(_), .. }) => {}
+                _ => self.say(Word::Drained),
+            },
             Waiter::Nobody => {}
         }
     }

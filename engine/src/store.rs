@@ -288,7 +288,7 @@ fn drain<I: Io>(mut shard: Shard<I>, now: &mut impl FnMut() -> Now) -> Result<Sh
         shard.poll(now(), &mut events);
         for event in events.drain(..) {
             match event {
-                Event::Drained { .. } => return Ok(shard),
+                Event::Drained { result: Ok(()), .. } => return Ok(shard),
                 Event::Fatal(crate::error::Fatal::Io(error)) => return Err(error.into()),
                 _ => {}
             }

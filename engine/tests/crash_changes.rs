@@ -207,7 +207,7 @@ fn run(bench: &mut Bench, step: &Step) -> bool {
             result.is_ok()
         }
         Event::MailboxChanged { result, .. } => result.is_ok(),
-        Event::Checkpointed { .. } => true,
+        Event::Checkpointed { result, .. } => result.is_ok(),
         _ => false,
     })
 }

@@ -2,7 +2,7 @@
 mod testkit;
 
 use ringpost_engine::config::ShardConfig;
-use ringpost_engine::io::sim::Crash;
+use ringpost_engine::io::sim::{Among, Crash, StepError};
 use ringpost_engine::request::{Event, Outcome, Refused, Request};
 use testkit::{Bench, message, user};
 
@@ -303,4 +303,77 @@ fn a_full_disk_refuses_and_keeps_what_was_promised() {
         "{outcomes:?}"
     );
     assert!(bench.mailbox("bob").len() >= 2);
+}
+
+/// Whatever fails, and whoever waits for what: one answer each, then the reason.
+#[test]
+fn every_ticket_is_answered_once_when_the_shard_stops() {
+    let mut stopped = 0;
+    let mut refused = [0, 0];
+    for fault in 1..=60 {
+        for on_sync in [true, false] {
+            let mut bench = Bench::new(ShardConfig::tiny());
+            bench.deliver(&["bob", "eve"], 1, &message(1, 900));
+            let (syncs, among) = (bench.disk.syncs(), Among::Writes);
+            bench.disk.configure(|config| {
+                if on_sync {
+                    config.sync_error_at = Some(syncs + fault);
+                } else {
+                    let (at, errno) = (fault, libc::EIO);
+                    config.error_at = Some(StepError { among, at, errno });
+                }
+            });
+            bench.append(&["bob"], 2, &message(2, 900));
+            bench.submit(Request::Checkpoint).expect("taken");
+            for _turn in 0..fault {
+                bench.poll();
+                bench.pass_time();
+            }
+            // Behind the running checkpoint, or behind the end of the shard.
+            for request in [Request::Checkpoint, Request::Drain] {
+                drop(bench.submit(request));
+            }
+            // Panics if a ticket is answered twice or never.
+            bench.settle();
+            let fatal = bench
+                .events
+                .iter()
+                .filter(|event| matches!(event, Event::Fatal(_)));
+            if fatal.count() == 0 {
+                continue;
+            }
+            stopped += 1;
+            assert!(
+                matches!(bench.events.last(), Some(Event::Fatal(_))),
+                "{:?}",
+                bench.events.last()
+            );
+            assert_eq!(bench.shard.metrics().tickets, 0);
+            for event in &bench.events {
+                match event {
+                    Event::Checkpointed {
+                        result: Err(why), ..
+                    } => {
+                        assert_eq!(*why, Refused::Stopped);
+                        refused[0] += 1;
+                    }
+                    Event::Drained {
+                        result: Err(why), ..
+                    } => {
+                        assert_eq!(*why, Refused::Stopped);
+                        refused[1] += 1;
+                    }
+                    _ => {}
+                }
+            }
+            let late = bench
+                .submit(Request::Checkpoint)
+                .expect_err("it is stopped");
+            assert_eq!(late, Refused::Stopped);
+        }
+    }
+    assert!(
+        stopped > 5 && refused[0] > 5 && refused[1] > 5,
+        "{stopped} {refused:?}"
+    );
 }

@@ -134,11 +134,15 @@ pub enum Event {
     Checkpointed {
         /// Of the request.
         ticket: Ticket,
+        /// [`Refused::Stopped`] after a fatal error: it may have ended or not.
+        result: Result<(), Refused>,
     },
     /// Everything is checkpointed and the superblock says so; the shard can be dropped.
     Drained {
         /// Of the request.
         ticket: Ticket,
+        /// [`Refused::Stopped`] after a fatal error: the next start recovers.
+        result: Result<(), Refused>,
     },
     /// Something an operator should read in the log; the shard goes on.
     Notice(Notice),

@@ -22,7 +22,7 @@ use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, Wo
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
 use crate::position::Lsn;
-use crate::request::{Event, MonotonicNs, Now, Ticket};
+use crate::request::{Event, MonotonicNs, Now, Refused, Ticket};
 use crate::user::Hold;
 use crate::user::Lag;
 
@@ -280,10 +280,22 @@ impl<I: Io> Shard<I> {
             && self.is_clean()
         {
             self.phase = Phase::Clean;
+            let result = Ok(());
             for ticket in std::mem::take(&mut self.checkpoint.asked) {
-                self.answer(Event::Checkpointed { ticket });
+                let result = result.clone();
+                self.answer(Event::Checkpointed { ticket, result });
             }
-            self.answer(Event::Drained { ticket });
+            self.answer(Event::Drained { ticket, result });
+        }
+    }
+
+    /// After a fatal error: whoever waits for a checkpoint learns that none will end.
+    pub(super) fn refuse_checkpoints(&mut self) {
+        let running = std::mem::take(&mut self.checkpoint.running);
+        let asked = std::mem::take(&mut self.checkpoint.asked);
+        for ticket in running.into_iter().chain(asked) {
+            let result = Err(Refused::Stopped);
+            self.answer(Event::Checkpointed { ticket, result });
         }
     }
 
@@ -628,7 +640,8 @@ impl<I: Io> Shard<I> {
         self.metrics.checkpoint_ns = now.monotonic.since(self.checkpoint.begun);
         self.metrics.checkpoint_at_ns = now.monotonic.value();
         for ticket in std::mem::take(&mut self.checkpoint.running) {
-            self.answer(Event::Checkpointed { ticket });
+            let result = Ok(());
+            self.answer(Event::Checkpointed { ticket, result });
         }
         self.end_drain();
     }

@@ -247,7 +247,7 @@ impl<I: Io> Shard<I> {
         self.tickets_open += u64::from(answered);
         let taken = self.dispatch(now, ticket, request);
         if taken.is_err() {
-            self.tickets_open -= 1;
+            self.tickets_open -= u64::from(answered);
         }
         taken.map(|()| ticket)
     }
@@ -494,13 +494,19 @@ impl<I: Io> Shard<I> {
         if self.phase == Phase::Stopped {
             return;
         }
-        self.phase = Phase::Stopped;
+        let before = std::mem::replace(&mut self.phase, Phase::Stopped);
         self.refuse_appends();
         self.refuse_changes();
         self.refuse_reads();
         self.refuse_compactions();
         self.refuse_watches();
         self.refuse_stages();
+        self.refuse_checkpoints();
+        if let Phase::Draining(ticket) = before {
+            let result = Err(Refused::Stopped);
+            self.answer(Event::Drained { ticket, result });
+        }
+        self.metrics.tickets = self.tickets_open;
         self.events.push(Event::Fatal(fatal));
     }
 }
