@@ -28,6 +28,7 @@ use crate::config::{Address, Config, ConfigError};
 use crate::core_loop::{self, Seat};
 use crate::gate::Gates;
 use crate::letter::{Letter, Settings};
+use crate::listen::passed::Passed;
 use crate::mesh::{Endpoint, mesh};
 use crate::shard_host::ShardHost;
 
@@ -82,6 +83,8 @@ impl NodeError {
 pub struct Start {
     /// Reads the configuration again, for SIGHUP.
     pub reload: Box<dyn Fn() -> Result<Config, ConfigError>>,
+    /// Sockets that were made for this process; their doors open no others.
+    pub passed: Passed,
     /// Called once, when mail is taken.
     pub ready: Box<dyn FnOnce(&Doors)>,
 }

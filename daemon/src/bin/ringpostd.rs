@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ringpost_daemon::config::{Config, ConfigError, Place, keys};
 use ringpost_daemon::exit::Code;
+use ringpost_daemon::listen::passed::Passed;
 use ringpost_daemon::logs;
 use ringpost_daemon::node::{self, Doors, Start};
 
@@ -91,7 +92,20 @@ fn main() -> ExitCode {
     logs::start(&config.logs);
     let try_out = options.try_out;
     let data = config.data_dir.clone();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "systemd says it in the environment, which is read before there are threads"
+    )]
+    let names = std::env::var("LISTEN_FDNAMES");
+    let passed = match Passed::take(names.as_deref().ok()) {
+        Ok(passed) => passed,
+        Err(sentence) => {
+            eprintln!("ringpostd: {sentence}");
+            return Code::Config.into();
+        }
+    };
     let start = Start {
+        passed,
         reload: Box::new(move || options.config()),
         ready: Box::new(move |doors| {
             if try_out {

@@ -2,7 +2,8 @@
 //!
 //! Sockets are bound by std, since tokio-uring's `bind` would set `SO_REUSEPORT` and let a stale
 //! daemon share the port. They are accepted by tokio's own listeners on the control thread, so that
-//! closing a door drops no operation of a ring, and handed to the cores in turn.
+//! closing a door drops no operation of a ring, and handed to the cores in turn. [`passed`] takes those
+//! that systemd bound.
 
 use std::fs;
 use std::io;
@@ -21,6 +22,7 @@ use crate::rt::Socket;
 
 pub mod lmtp;
 pub mod node;
+pub mod passed;
 
 /// The session of a connection.
 pub(crate) fn session(
@@ -41,8 +43,8 @@ pub(crate) fn session(
 pub enum Listener {
     /// Over TCP.
     Tcp(tokio::net::TcpListener),
-    /// A Unix socket and the file to remove at the end.
-    Unix(tokio::net::UnixListener, SocketFile),
+    /// A Unix socket and the file to remove at the end; none if somebody else made it.
+    Unix(tokio::net::UnixListener, Option<SocketFile>),
 }
 
 /// Removes a socket's file when it is dropped.
@@ -75,7 +77,7 @@ impl Listener {
                 let listener = bind_unix(path).map_err(fault)?;
                 let file = SocketFile(path.clone());
                 let listener = tokio::net::UnixListener::from_std(listener).map_err(fault)?;
-                Ok(Self::Unix(listener, file))
+                Ok(Self::Unix(listener, Some(file)))
             }
         }
     }
@@ -84,7 +86,8 @@ impl Listener {
     pub fn address(&self) -> Option<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
-            Self::Unix(_, file) => Some(Address::Unix(file.0.clone())),
+            Self::Unix(_, Some(file)) => Some(Address::Unix(file.0.clone())),
+            Self::Unix(listener, None) => passed::place(listener),
         }
     }
 

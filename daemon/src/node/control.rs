@@ -19,6 +19,7 @@ use crate::accounts::Accounts;
 use crate::admin::{self, Source, Survey};
 use crate::config::{Address, Config, ConfigError, Reload};
 use crate::letter::{CoreReport, Door, Guest, Letter, Place, Settings, Word};
+use crate::listen::passed::{Kind, Name, Passed};
 use crate::listen::{self, Listener};
 use crate::lmtp::Reply;
 use crate::mesh::Wake;
@@ -135,11 +136,11 @@ async fn main(
 }
 
 impl Control {
-    async fn live(self: &Rc<Self>, words: &mut Words, start: Start) -> Result<(), NodeError> {
+    async fn live(self: &Rc<Self>, words: &mut Words, mut start: Start) -> Result<(), NodeError> {
         let mut signals = Signals::new().map_err(NodeError::system("catch signals"))?;
         // Doors are bound before recovery so that a wrong address shows at once, and connections
         // that come meanwhile wait in the kernel.
-        let (listeners, doors) = self.bind()?;
+        let (listeners, doors) = self.bind(&mut start.passed)?;
         if !self.await_serving(words, &mut signals).await? {
             return Ok(());
         }
@@ -215,22 +216,32 @@ impl Control {
         }
     }
 
-    fn bind(&self) -> Result<(Listeners, Doors), NodeError> {
+    fn bind(&self, passed: &mut Passed) -> Result<(Listeners, Doors), NodeError> {
         let mut listeners = Vec::new();
         let mut doors = Doors::default();
         let listen = &self.config.listen;
+        let (node, lmtp) = (Some(Door::Node), Some(Door::Lmtp));
+        let (unix, tcp, both) = (
+            &[Kind::Unix][..],
+            &[Kind::Tcp][..],
+            &[Kind::Unix, Kind::Tcp][..],
+        );
         let lists = [
-            (Some(Door::Node), &listen.socket, &mut doors.socket),
-            (Some(Door::Node), &listen.node, &mut doors.node),
-            (Some(Door::Lmtp), &listen.lmtp, &mut doors.lmtp),
-            (None, &listen.admin, &mut doors.admin),
+            (node, (Name::Node, unix), &listen.socket, &mut doors.socket),
+            (node, (Name::Node, tcp), &listen.node, &mut doors.node),
+            (lmtp, (Name::Lmtp, both), &listen.lmtp, &mut doors.lmtp),
+            (None, (Name::Admin, both), &listen.admin, &mut doors.admin),
         ];
-        for (door, addresses, bound) in lists {
-            for address in addresses {
-                let listener = Listener::bind(address).map_err(NodeError::Listen)?;
-                bound.extend(listener.address());
-                listeners.push((door, listener));
+        for (door, (name, kinds), addresses, bound) in lists {
+            let given = passed.of_door(name, kinds, &self.config);
+            let mut found = given.map_err(NodeError::Listen)?;
+            if found.is_empty() {
+                for address in addresses {
+                    found.push(Listener::bind(address).map_err(NodeError::Listen)?);
+                }
             }
+            bound.extend(found.iter().filter_map(Listener::address));
+            listeners.extend(found.into_iter().map(|listener| (door, listener)));
         }
         Ok((listeners, doors))
     }

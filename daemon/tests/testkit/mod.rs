@@ -92,6 +92,15 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `ringpostd` and waits until it serves; its words if it does not.
     pub(crate) fn start(scratch: &Scratch, settings: &[&str]) -> Result<Self, String> {
+        Self::start_in(scratch, settings, &[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_in(
+        scratch: &Scratch,
+        settings: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, String> {
         let log = scratch.path("log");
         let notify = scratch.path("notify");
         if notify.exists() {
@@ -110,7 +119,8 @@ impl Daemon {
         command
             .arg("--data")
             .arg(scratch.data())
-            .env("NOTIFY_SOCKET", &notify);
+            .env("NOTIFY_SOCKET", &notify)
+            .envs(environment.iter().copied());
         for (key, path) in [("socket", &node), ("lmtp", &lmtp), ("admin", &admin)] {
             command
                 .arg("--set")
