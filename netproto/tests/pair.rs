@@ -92,7 +92,6 @@ fn both_learn_who_is_there() {
 /// The ids of one request of each sort.
 struct Asked {
     deliver: RequestId,
-    append: RequestId,
     mailboxes: RequestId,
     list: RequestId,
     fetch: RequestId,
@@ -103,10 +102,8 @@ struct Asked {
 fn ask_everything(client: &mut ClientSession) -> Asked {
     let [list, _] = samples::list_requests();
     let body = Bytes::from_static(samples::BODY);
-    let large = pattern(INLINE_BODY_BYTES_MAX + 1);
     Asked {
         deliver: client.deliver(&samples::deliver_request(), body).unwrap(),
-        append: client.append(&samples::append_request(), large).unwrap(),
         mailboxes: client.mailboxes(b"bob").unwrap(),
         list: client.list(&list).unwrap(),
         fetch: client.fetch(&samples::fetch_request()).unwrap(),
@@ -123,7 +120,6 @@ fn answer_everything(server: &mut ServerSession, asked: &Asked) {
     server.list_reply(asked.list, &samples::page());
     server.mailboxes_reply(asked.mailboxes, &[samples::mailbox_status()]);
     server.deliver_reply(asked.deliver, &samples::replies());
-    server.append_reply(asked.append, &samples::append_reply());
 }
 
 fn wanted_of_server(asked: &Asked) -> Vec<server::Event> {
@@ -137,15 +133,6 @@ fn wanted_of_server(asked: &Asked) -> Vec<server::Event> {
         },
         server::Event::DeliverData { id, data },
         server::Event::DeliverEnd { id },
-        server::Event::AppendBegin {
-            id: asked.append,
-            request: samples::append_request(),
-        },
-        server::Event::DeliverData {
-            id: asked.append,
-            data: pattern(INLINE_BODY_BYTES_MAX + 1),
-        },
-        server::Event::DeliverEnd { id: asked.append },
         server::Event::Mailboxes {
             id: asked.mailboxes,
             user: "bob".into(),
@@ -187,10 +174,6 @@ fn wanted_of_client(asked: &Asked) -> Vec<client::Event> {
         client::Event::Delivered {
             id: asked.deliver,
             replies: samples::replies(),
-        },
-        client::Event::Appended {
-            id: asked.append,
-            reply: samples::append_reply(),
         },
         client::Event::FetchData { id, data },
         client::Event::FetchEnd { id, bytes },

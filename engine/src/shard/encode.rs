@@ -13,6 +13,7 @@ use super::append::{
     Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, PartOf, line_flags, seconds,
 };
 use crate::canary::{self, Canary};
+use crate::dedupe::Window;
 use crate::format::crc;
 use crate::format::info::{
     FIRST_SLOT, Keyword, MSG_FIXED_BYTES, Mailbox, MailboxOp, Msg, MsgFixed, SLOT, SYSTEM_FLAGS,
@@ -79,12 +80,7 @@ impl<I: Io> Shard<I> {
                 (Body::Small(_), None) => unreachable!("a small body was just encoded"),
             };
             let key = self.dedupe_key(user, recipient, body.summary());
-            let window = match recipient.dedupe {
-                Dedupe::Yes => Some(&mut self.window),
-                Dedupe::Recent => Some(&mut self.recent),
-                Dedupe::No => None,
-            };
-            if let Some(window) = window {
+            if let Some(window) = self.window_of(recipient.dedupe) {
                 window.insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
             }
             if canary::on(Canary::VisibleEarly) {
@@ -108,6 +104,15 @@ impl<I: Io> Shard<I> {
             dedupe_next,
         };
         batch.attach(part, count);
+    }
+
+    /// Where ids of such deliveries are remembered, if they are.
+    fn window_of(&mut self, dedupe: Dedupe) -> Option<&mut Window> {
+        match dedupe {
+            Dedupe::Yes => Some(&mut self.window),
+            Dedupe::Recent => Some(&mut self.recent),
+            Dedupe::No => None,
+        }
     }
 
     /// A BODY record: its place in the batch, and the body as pending mail refers to it.

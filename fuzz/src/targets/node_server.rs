@@ -55,10 +55,8 @@ fn events(server: &mut ServerSession) {
     while let Some(event) = server.poll_event() {
         match event {
             Event::DeliverBegin { id, request } => open.push((id, request.recipients.len())),
-            Event::AppendBegin { id, request } => {
-                if request.keywords.is_empty() {
-                    server.append_reply(id, &APPENDED);
-                }
+            Event::AppendBegin { id, request } if request.keywords.is_empty() => {
+                server.append_reply(id, &APPENDED);
             }
             Event::DeliverData { id, data } => {
                 server.release(id, u64::try_from(data.len()).expect("fits"));

@@ -252,41 +252,9 @@ impl NodeSession {
             return;
         };
         let (wanted, user) = (wanted.clone(), user.clone());
-        let found = match answer {
-            Answer::Event(Answered::Mailboxes {
-                result: Ok(all), ..
-            }) => {
-                let named = all.iter().find(|mailbox| *mailbox.name == *wanted.name);
-                Ok(named.map(|found| (found.mailbox, Made::No)))
-            }
-            // A user who is not there yet begins with INBOX and Sent.
-            Answer::Event(Answered::Mailboxes {
-                result: Err(Refused::NoSuchUser),
-                ..
-            }) => Ok((&*wanted.name == "Sent").then_some((MailboxId::SENT, Made::No))),
-            Answer::Event(Answered::MailboxChanged {
-                result: Ok(made), ..
-            }) => Ok(Some((made.mailbox, Made::Yes))),
-            // Another connection was faster.
-            Answer::Event(Answered::MailboxChanged {
-                result: Err(Refused::Exists),
-                ..
-            }) => {
-                drop(folders);
-                return self.ask_folder(tag, &user, Request::Mailboxes { user: user.clone() });
-            }
-            Answer::Event(
-                Answered::Mailboxes {
-                    result: Err(refused),
-                    ..
-                }
-                | Answered::MailboxChanged {
-                    result: Err(refused),
-                    ..
-                },
-            )
-            | Answer::Refused(refused) => Err((status_of(&refused), refused.to_string())),
-            Answer::Event(other) => unreachable!("not an answer about mailboxes: {other:?}"),
+        let Some(found) = look_up(&wanted.name, answer) else {
+            drop(folders);
+            return self.ask_folder(tag, &user, Request::Mailboxes { user: user.clone() });
         };
         let found = match found {
             Ok(None) if wanted.create => {
@@ -384,6 +352,34 @@ impl NodeSession {
             refused => (lmtp::status(refused), refused.to_string()),
         }
     }
+}
+
+/// The mailbox or `Ok(None)` if there is none, or why nobody knows.
+type Looked = Result<Option<(MailboxId, Made)>, (Status, String)>;
+
+/// What an answer says of a mailbox; `None`: ask again, another connection made it meanwhile.
+fn look_up(name: &str, answer: Answer) -> Option<Looked> {
+    let refused = match answer {
+        Answer::Event(Answered::Mailboxes { result, .. }) => match result {
+            Ok(all) => {
+                let named = all.iter().find(|mailbox| mailbox.name == name);
+                return Some(Ok(named.map(|found| (found.mailbox, Made::No))));
+            }
+            // A user who is not there yet begins with INBOX and Sent.
+            Err(Refused::NoSuchUser) => {
+                return Some(Ok((name == "Sent").then_some((MailboxId::SENT, Made::No))));
+            }
+            Err(refused) => refused,
+        },
+        Answer::Event(Answered::MailboxChanged { result, .. }) => match result {
+            Ok(made) => return Some(Ok(Some((made.mailbox, Made::Yes)))),
+            Err(Refused::Exists) => return None,
+            Err(refused) => refused,
+        },
+        Answer::Refused(refused) => refused,
+        Answer::Event(other) => unreachable!("not an answer about mailboxes: {other:?}"),
+    };
+    Some(Err((status_of(&refused), refused.to_string())))
 }
 
 /// The mailbox that an append names, if it has to be looked for.

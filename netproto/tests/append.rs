@@ -1,5 +1,5 @@
-//! What a server does with appends that are wrong: lengths that lie, parts over their limits, pieces
-//! under another opcode.
+//! Appends between two sessions, and what a server does with wrong ones: lengths that lie, parts over
+//! their limits, pieces under another opcode.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -7,14 +7,15 @@ mod support;
 use bytes::{Bytes, BytesMut};
 use ringpost_netproto::error::Violation;
 use ringpost_netproto::frame::{FrameHeader, Kind, Opcode, RequestId, Status};
-use ringpost_netproto::message::append::AppendRequest;
+use ringpost_netproto::limits::INLINE_BODY_BYTES_MAX;
+use ringpost_netproto::message::append::{AppendReply, AppendRequest};
 use ringpost_netproto::message::deliver::BodyForm;
 use ringpost_netproto::session::Config;
-use ringpost_netproto::session::client::NotReady;
+use ringpost_netproto::session::client::{self, NotReady};
 use ringpost_netproto::session::server::{Event, ServerSession};
 use ringpost_netproto::version::{Hello, Role};
 
-use support::pair::{Pair, drain};
+use support::pair::{Cut, Pair, drain};
 use support::samples::{self, body_frame, frame, one_frame, request};
 
 /// Length of the meta struct.
@@ -41,6 +42,49 @@ fn append_frame(id: u64, form: BodyForm, body: &[u8]) -> Bytes {
 fn piece(opcode: Opcode, id: u64) -> Bytes {
     let header = FrameHeader::new(Kind::StreamData, opcode, RequestId::new(id));
     body_frame(header, b"x")
+}
+
+/// Inline and streamed, stored and known before, with the bytes on their way cut in every manner.
+#[test]
+fn appends_are_answered_through_any_cut() {
+    let cuts = [1, 63, 64, 65, 1_000].map(Cut::Every);
+    for cut in cuts.into_iter().chain([Cut::Whole]) {
+        let mut pair = Pair::connected();
+        pair.cut = cut;
+        for (len, status) in [
+            (0, Status::Ok),
+            (20, Status::OkDuplicate),
+            (INLINE_BODY_BYTES_MAX + 1, Status::Ok),
+        ] {
+            let body = Bytes::from(vec![b'x'; len]);
+            let request = samples::append_request();
+            let id = pair.client.append(&request, body.clone()).unwrap();
+            pair.run().unwrap();
+            let mut events = pair.server_events().into_iter();
+            assert_eq!(events.next(), Some(Event::AppendBegin { id, request }));
+            assert_eq!(events.next_back(), Some(Event::DeliverEnd { id }));
+            let mut came = Vec::new();
+            for event in events {
+                let Event::DeliverData { data, .. } = event else {
+                    panic!("{event:?}");
+                };
+                came.extend_from_slice(&data);
+            }
+            assert!(came == body, "{cut:?}");
+            let reply = AppendReply {
+                status,
+                ..samples::append_reply()
+            };
+            pair.server.append_reply(id, &reply);
+            pair.run().unwrap();
+            assert_eq!(
+                pair.client_events(),
+                [client::Event::Appended { id, reply }]
+            );
+        }
+        let open = (pair.client.in_flight_count(), pair.server.in_flight_count());
+        assert_eq!(open, (0, 0));
+    }
 }
 
 #[test]
