@@ -6,6 +6,7 @@
 //! message may be sent again.
 
 mod address;
+pub mod appends;
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -181,6 +182,11 @@ impl Client {
     /// The protocol itself, for requests of one's own; then [`next_event`](Self::next_event).
     pub fn session_mut(&mut self) -> &mut ClientSession {
         &mut self.session
+    }
+
+    /// Who answered.
+    pub const fn peer(&self) -> Option<&Hello> {
+        self.session.peer()
     }
 
     /// Waits for the next event. After the end of the connection all open requests fail as

@@ -17,6 +17,7 @@ fn main() -> std::io::Result<()> {
     texts("address", ADDRESSES)?;
     pieces("lmtp", LMTP)?;
     pieces("message", MESSAGES)?;
+    pieces("import_mbox", MBOXES)?;
     segments()?;
     caches()
 }
@@ -205,6 +206,27 @@ const LMTP: &[(&str, &str)] = &[
         "other_words",
         "HELP\r\nVRFY x\r\nNOOP\r\nSTARTTLS\r\n\0\r\nQUIT\r\n",
     ),
+];
+
+/// mbox files of other programs, by flavour.
+const MBOXES: &[(&str, &str)] = &[
+    (
+        "mboxrd",
+        "From a@b Tue Jan  2 03:04:05 2024\nSubject: x\nStatus: RO\n\n>one\n>>From two\n>three\n\nFrom - Tue Jan 02 03:04:05 2024\n\nlast\n\n",
+    ),
+    (
+        "mboxo",
+        "From a@b Tue Jan  2 03:04:05 +0100 2024\nX-Status: AF\nX-Keywords: a b\n\n>From the\n>one\n>From two\n\n",
+    ),
+    (
+        "mboxcl2",
+        "From a@b Tue Jan  2 03:04:05 2024\nContent-Length: 43\n\na\n\nFrom a@b Tue Jan  2 03:04:05 2024\nA: b\n\nx\n\nFrom a@b Tue Jan  2 03:04:05 2024 remote from c\nContent-Length: 2\n\nb\n\n",
+    ),
+    (
+        "crlf",
+        "From a@b Tue Jan  2 03:04:05 2024\r\nX-IMAP: 1 2\r\n\r\nx\r\n\r\nFrom a@b Tue Jan  2 03:04:05 2024\r\nX-UID: 1\r\n\r\n",
+    ),
+    ("none", "Subject: one message\n\nx\n"),
 ];
 
 const MESSAGES: &[(&str, &str)] = &[

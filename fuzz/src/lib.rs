@@ -21,6 +21,7 @@ pub const TARGETS: &[Target] = &[
     target("dedupe", targets::dedupe::run),
     target("folders", targets::folders::run),
     target("header_cache", targets::header_cache::run),
+    target("import_mbox", targets::import_mbox::run),
     target("info", targets::info::run),
     target("lmtp", targets::lmtp::run),
     target("log_file", targets::log_file::run),

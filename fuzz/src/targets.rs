@@ -4,6 +4,7 @@ pub mod address;
 pub mod dedupe;
 pub mod folders;
 pub mod header_cache;
+pub mod import_mbox;
 pub mod info;
 pub mod lmtp;
 pub mod log_file;

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod export;
 pub mod files;
+pub mod import;
 pub mod mail;
 pub mod node;
 pub mod options;
@@ -122,6 +123,7 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
                 }
             };
         }
+        Command::Import(import) => return import::import(&options.global, import, output),
         Command::Check { level } => return check::check(&options.global, *level, output),
         Command::Repair { dry_run } => {
             let mode = if *dry_run { Mode::Plan } else { Mode::Do };

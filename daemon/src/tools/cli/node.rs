@@ -16,7 +16,7 @@ use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
 use ringpost_netproto::message::mailbox::MailboxStatus;
 use ringpost_netproto::message::printable;
 use ringpost_netproto::message::report::ReportField;
-use ringpost_netproto::version::Role;
+use ringpost_netproto::version::{Role, StoreId};
 
 use super::Failure;
 use super::options::Global;
@@ -111,6 +111,38 @@ impl Node {
     pub fn status(&mut self) -> Result<Vec<ReportField>, Failure> {
         let deadline = self.deadline();
         Ok(self.client.status(deadline)?)
+    }
+
+    /// The guids of all messages of `user`, ascending; none of a user who has no mail yet.
+    pub fn guids(&mut self, user: &str) -> Result<Vec<u128>, Failure> {
+        let deadline = self.deadline();
+        let mailboxes = match self.client.mailboxes(user.as_bytes(), deadline) {
+            Ok(mailboxes) => mailboxes,
+            Err(error) if error.status() == Status::NoUser => Vec::new(),
+            Err(error) => return Err(refused(&error, OsStr::new(user), None)),
+        };
+        let mut guids = Vec::new();
+        for mailbox in mailboxes {
+            let by_id = MailboxRef::Id(mailbox.mailbox);
+            pages(self, OsStr::new(user), &by_id, |_, page| {
+                let found = page.entries.iter();
+                guids.extend(found.map(|entry| u128::from_le_bytes(entry.guid.bytes())));
+                Ok(())
+            })?;
+        }
+        guids.sort_unstable();
+        Ok(guids)
+    }
+
+    /// What is secret enough of this store to key ids with: its uuid.
+    pub fn store_key(&self) -> [u8; 16] {
+        let store = self.client.peer().and_then(|peer| peer.store);
+        store.map_or([0; 16], StoreId::bytes)
+    }
+
+    /// The connection itself.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
     }
 }
 

@@ -82,6 +82,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         folder: Option<OsString>,
     },
+    /// Bring mail along: an mbox file, a Maildir, or a tree of users; run again, it goes on
+    Import(Import),
     /// Check a data directory that no daemon uses; changes nothing
     Check {
         /// How deep to look
@@ -106,6 +108,69 @@ pub enum Command {
         /// Made if it is missing
         directory: PathBuf,
     },
+}
+
+/// What is brought along, and where to.
+#[derive(Args, Clone, Debug)]
+pub struct Import {
+    /// Canonical user name
+    #[arg(required_unless_present = "tree", conflicts_with = "tree")]
+    pub user: Option<OsString>,
+
+    /// An mbox file, a Maildir, a directory of mbox files, or - for an mbox on standard input
+    #[arg(default_value = "-", conflicts_with = "tree")]
+    pub path: PathBuf,
+
+    /// Mailbox for it; folders of a Maildir come below it, or beside INBOX
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "INBOX",
+        conflicts_with = "tree"
+    )]
+    pub folder: OsString,
+
+    /// What PATH is
+    #[arg(long, value_enum, default_value_t = Format::Auto, conflicts_with = "tree")]
+    pub format: Format,
+
+    /// How lines that begin with "From " are quoted in mbox files
+    #[arg(long, value_enum, default_value_t = MboxFlavour::Auto)]
+    pub mbox_flavour: MboxFlavour,
+
+    /// Every user of a tree: DIR/USER/Maildir, DIR/USER/mbox, DIR/USER.mbox and so on
+    #[arg(long, value_name = "DIR")]
+    pub tree: Option<PathBuf>,
+
+    /// Read everything and report, and import nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What an import reads.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// A directory with cur or new in it is a Maildir, all else mbox
+    Auto,
+    /// mbox
+    Mbox,
+    /// Maildir, or Maildir++
+    Maildir,
+}
+
+/// How an mbox is quoted.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MboxFlavour {
+    /// By evidence in the file; the report says which and why
+    Auto,
+    /// Every line of > and "From " got one more >
+    Mboxrd,
+    /// Only "From " got a >
+    Mboxo,
+    /// As mboxo, with lengths
+    Mboxcl,
+    /// Lengths and no quoting
+    Mboxcl2,
 }
 
 /// How deep a check looks.
