@@ -40,9 +40,20 @@ pub struct ShardConfig {
     pub reserve_bytes: u64,
     /// Compaction writes at most so many bytes a second.
     pub compact_bytes_per_s: u64,
+    /// Whether log files are kept in `archive/` for point-in-time restore, and for how long.
+    pub archive: Option<ArchiveLimits>,
     /// A user is compacted when so many bytes of its segments are dead (and 30 % of them), or a
     /// quarter as many of its info file (and 25 % of it).
     pub compact_bytes_min: u64,
+}
+
+/// What is kept of archived log files: the oldest go when either is passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArchiveLimits {
+    /// Seconds since a file was archived.
+    pub age_s: u64,
+    /// Bytes of one shard's files.
+    pub bytes: u64,
 }
 
 /// How a checkpoint makes files durable (storage.md 5).
@@ -75,6 +86,7 @@ impl Default for ShardConfig {
             checkpoint_interval_ns: 60_000_000_000,
             checkpoint_sync: CheckpointSync::Auto,
             reserve_bytes: 1 << 30,
+            archive: None,
             compact_bytes_per_s: 8 << 20,
             compact_bytes_min: 256 << 10,
         }
@@ -101,12 +113,14 @@ impl ShardConfig {
             checkpoint_interval_ns: 1_000_000_000,
             checkpoint_sync: CheckpointSync::Auto,
             reserve_bytes: 64 << 10,
+            archive: None,
             compact_bytes_per_s: 4 << 20,
             compact_bytes_min: 4 << 10,
         }
     }
 
     /// The first rule that does not hold, as a sentence.
+    #[expect(clippy::too_many_lines, reason = "a table of rules")]
     pub fn check(&self) -> Result<(), &'static str> {
         let rules = [
             (
@@ -173,6 +187,11 @@ impl ShardConfig {
                 "compact_bytes_per_s is above 0",
             ),
             (self.compact_bytes_min > 0, "compact_bytes_min is above 0"),
+            (
+                self.archive
+                    .is_none_or(|limits| limits.bytes >= self.log_file_bytes && limits.age_s > 0),
+                "the archive keeps at least one log file",
+            ),
         ];
         rules
             .iter()

@@ -18,6 +18,7 @@
 //! The bytes on disk are specified in `FORMAT.md` and defined in [`format`](mod@format).
 #![deny(unsafe_code)]
 
+pub mod backup;
 #[cfg(not(feature = "sim"))]
 mod canary;
 #[cfg(feature = "sim")]

@@ -61,6 +61,9 @@ const _: () = assert!(
     "watches leave tickets for others"
 );
 
+/// A backup that nobody ends or prolongs is over after this: six hours (storage.md 8.6).
+pub const BACKUP_LEASE_NS_MAX: u64 = 6 * 3_600 * 1_000_000_000;
+
 /// Messages of one step of a copy: so many bodies are read, or links made, side by side.
 pub const COPY_STEP_MAX: usize = 64;
 

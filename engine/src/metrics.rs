@@ -126,6 +126,10 @@ pub struct Metrics {
     pub oldest_append_ns: u64,
     /// Gauge: free bytes of the file system at the last look.
     pub disk_free_bytes: u64,
+    /// Gauge: bytes of log files kept in `archive/`.
+    pub archive_bytes: u64,
+    /// Gauge: backups that run, 0 or 1.
+    pub backups: u64,
     /// Gauge: bytes of log read by recovery.
     pub recovered_bytes: u64,
     /// Gauge: records found by recovery.

@@ -46,6 +46,8 @@ pub(crate) enum Purpose {
     Copy(usize, usize),
     /// A step of the compaction that runs.
     Compact,
+    /// A step of a log file's way into the archive.
+    Archive,
     /// Free space.
     Space,
     /// Tidying whose failure harms nothing: closing, unlinking what no record names.

@@ -283,6 +283,20 @@ pub enum Request {
         /// Whose.
         user: UserKey,
     },
+    /// Makes the data directory copyable while mail goes on: no compaction begins, a checkpoint is
+    /// taken, and log files that it passes leave the log instead of being armed again. The same id
+    /// again gives a running backup more time. [`Event::BackupBegun`].
+    BackupBegin {
+        /// Chosen by the caller, at random: one backup at a time.
+        id: u64,
+        /// It ends by itself after this, in ns; at most [`crate::limits::BACKUP_LEASE_NS_MAX`].
+        lease_ns: u64,
+    },
+    /// The copy is made, or given up. [`Event::BackupEnded`].
+    BackupEnd {
+        /// As begun.
+        id: u64,
+    },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,
     /// Take no more appends, answer what is open, checkpoint, mark clean. [`Event::Drained`].
@@ -434,6 +448,9 @@ pub enum Refused {
     /// The snapshot was closed, or belongs to another shard.
     #[error("no such snapshot")]
     NoSuchSnapshot,
+    /// It was never begun, its lease ran out, or the disk became too full for it.
+    #[error("no such backup: its lease ran out, or the disk became too full for it")]
+    NoSuchBackup,
     /// The caller ended it.
     #[error("cancelled")]
     Cancelled,
@@ -485,6 +502,8 @@ pub enum BusyReason {
     Snapshots,
     /// Too many watches wait.
     Watches,
+    /// A backup runs.
+    Backup,
 }
 
 impl std::fmt::Display for BusyReason {
@@ -500,6 +519,7 @@ impl std::fmt::Display for BusyReason {
             Self::Stages => "stages",
             Self::Snapshots => "snapshots",
             Self::Watches => "watches",
+            Self::Backup => "backup",
         })
     }
 }

@@ -392,6 +392,13 @@ impl Users {
         }
     }
 
+    /// Users with files that wait to be removed.
+    pub(crate) fn with_dead_files(&self) -> Vec<usize> {
+        let waits = |user: &User| !(user.kept.is_empty() && user.dead.is_empty());
+        let found = self.table.iter().filter(|(_, user)| waits(user));
+        found.map(|(index, _)| index).collect()
+    }
+
     /// Counts what a user's files hold for nothing; gives its bytes.
     pub(crate) fn weigh(&mut self, index: usize) -> u64 {
         let user = self.get_mut(index);

@@ -22,6 +22,11 @@ pub trait ReadTree {
 
     /// Up to `len` bytes from `offset` on, fewer only at the end of the file.
     fn read(&self, file: &RelPath, offset: u64, len: usize) -> Result<Vec<u8>, IoError>;
+
+    /// What two names of one file have in common; `None` if it has only this one, or nobody knows.
+    fn identity(&self, _file: &RelPath) -> Option<(u64, u64)> {
+        None
+    }
 }
 
 /// A real data directory.
@@ -75,6 +80,11 @@ impl ReadTree for DirTree {
             Ok(()) => Ok(out),
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    fn identity(&self, file: &RelPath) -> Option<(u64, u64)> {
+        let meta = std::fs::symlink_metadata(self.root.join(file.as_str())).ok()?;
+        (meta.nlink() > 1).then(|| (meta.dev(), meta.ino()))
     }
 }
 

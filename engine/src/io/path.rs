@@ -111,6 +111,28 @@ impl RelPath {
         Self::new(format!("log/{log_id:02x}/parts.{copy}"))
     }
 
+    /// `archive`: log files that left the log.
+    pub fn archive_root() -> Self {
+        Self::new("archive".to_owned())
+    }
+
+    /// `archive/<id>`: those of one shard.
+    pub fn archive_dir(log_id: u32) -> Self {
+        Self::new(format!("archive/{log_id:02x}"))
+    }
+
+    /// `archive/<id>/<sequence>-<seconds>.log`: a log file kept since that second of 1970.
+    pub fn archived(log_id: u32, sequence: u64, at_s: u64) -> Self {
+        Self::new(format!(
+            "archive/{log_id:02x}/{sequence:016x}-{at_s:010x}.log"
+        ))
+    }
+
+    /// `archive/<id>/<sequence>.held`: a log file held for a backup that runs.
+    pub fn held(log_id: u32, sequence: u64) -> Self {
+        Self::new(format!("archive/{log_id:02x}/{sequence:016x}.held"))
+    }
+
     /// `stage/<core>-<seq>.part`: a large message being received.
     pub fn stage(log_id: u32, sequence: u64) -> Self {
         Self::new(format!("stage/{log_id:02x}-{sequence:016x}.part"))

@@ -1,8 +1,9 @@
 //! Log files: made once of zeros, armed, filled, recycled (storage.md 2.3, 3.4).
 //!
 //! The file after the active one is armed before it is needed. A file is free again when a
-//! checkpoint has passed its end. More files are made while the log is used, up to the limit: a log
-//! that is never full stays small.
+//! checkpoint has passed its end, unless a backup or the archive wants it: then it leaves the log and
+//! another is made. More files are made while the log is used, up to the limit: a log that is never
+//! full stays small.
 
 use std::collections::VecDeque;
 
@@ -32,6 +33,10 @@ enum Role {
     Arming,
     Armed,
     Live,
+    /// Wholly below the checkpoint, and wanted by a backup or the archive: never armed again.
+    Held,
+    /// It left the log; its place in the table is free.
+    Gone,
     /// Of another length than the configuration wants now, and not live any more: unlinked at the
     /// next opening.
     Outgrown,
@@ -60,6 +65,29 @@ pub(crate) struct Files {
     making: Option<u32>,
     sequence: u64,
     salts: Salts,
+    /// Whether files leave the log instead of being armed again.
+    keep: Keep,
+}
+
+/// What becomes of a file that a checkpoint has passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keep {
+    /// It leaves the log as it is.
+    Yes,
+    /// It is armed again.
+    No,
+}
+
+/// A file that leaves the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// Place in the table.
+    pub(crate) index: usize,
+    pub(crate) number: u32,
+    pub(crate) file: FileId,
+    pub(crate) bytes: u64,
+    /// Of its last arming.
+    pub(crate) sequence: u64,
 }
 
 /// Salts from a seed: different at every arming, never 0, the same for the same seed and life. A
@@ -101,6 +129,7 @@ impl Files {
             making: None,
             sequence: 0,
             salts,
+            keep: Keep::No,
         }
     }
 
@@ -114,17 +143,60 @@ impl Files {
         self.sequence = self
             .sequence
             .max(header.map_or(0, |header| header.sequence));
-        self.all.push(LogFile {
+        let file = LogFile {
             number,
             file,
             bytes,
-            role: if bytes == self.file_bytes {
-                Role::Free
-            } else {
-                Role::Outgrown
-            },
+            role: passed(bytes, self.file_bytes),
             header,
+        };
+        match self.all.iter_mut().find(|known| known.role == Role::Gone) {
+            Some(place) => *place = file,
+            None => self.all.push(file),
+        }
+    }
+
+    /// Says whether files that a checkpoint passes leave the log from now on.
+    pub(crate) fn keep(&mut self, keep: Keep) {
+        self.keep = keep;
+    }
+
+    /// The oldest file that leaves the log.
+    pub(crate) fn held(&self) -> Option<Held> {
+        let held = self.all.iter().enumerate();
+        let held = held.filter(|(_, file)| file.role == Role::Held);
+        let held = held.map(|(index, file)| Held {
+            index,
+            number: file.number,
+            file: file.file,
+            bytes: file.bytes,
+            sequence: file.header.map_or(0, |header| header.sequence),
         });
+        held.min_by_key(|held| held.sequence)
+    }
+
+    /// Holds every file that was filled below `upto` and had no time to leave the log.
+    pub(crate) fn hold_passed(&mut self, upto: Lsn) {
+        for file in self.all.iter_mut().filter(|file| file.role == Role::Free) {
+            if file.header.is_some_and(|header| header.start_lsn < upto) {
+                file.role = Role::Held;
+            }
+        }
+    }
+
+    /// A held file has left the log: its name is free.
+    pub(crate) fn left(&mut self, index: usize) {
+        if let Some(file) = self.all.get_mut(index) {
+            assert_eq!(file.role, Role::Held, "only a held file leaves the log");
+            file.role = Role::Gone;
+        }
+    }
+
+    /// Nobody wants the held files any more: they are armed again.
+    pub(crate) fn recycle_held(&mut self) {
+        for file in self.all.iter_mut().filter(|file| file.role == Role::Held) {
+            file.role = passed(file.bytes, self.file_bytes);
+        }
     }
 
     /// Makes the files with these numbers live, in this order (recovery's chain).
@@ -141,7 +213,9 @@ impl Files {
 
     /// Number of finished files of today's length.
     pub(crate) fn count(&self) -> u32 {
-        let ours = |file: &&LogFile| file.bytes == self.file_bytes;
+        let ours = |file: &&LogFile| {
+            file.bytes == self.file_bytes && !matches!(file.role, Role::Held | Role::Gone)
+        };
         u32::try_from(self.all.iter().filter(ours).count()).expect("files_max is a u32")
     }
 
@@ -152,7 +226,10 @@ impl Files {
 
     /// The lowest number no file has.
     pub(crate) fn next_number(&self) -> u32 {
-        let taken = |number: u32| self.all.iter().any(|file| file.number == number);
+        let taken = |number: u32| {
+            let mut all = self.all.iter();
+            all.any(|file| file.number == number && file.role != Role::Gone)
+        };
         (1..u32::MAX)
             .find(|number| !taken(*number))
             .expect("there are fewer files than numbers")
@@ -259,7 +336,7 @@ impl Files {
         (oldest, self.sequence)
     }
 
-    /// Gives files wholly below `upto` back. The last one stays.
+    /// Gives files wholly below `upto` back, or holds them. The last one stays.
     pub(crate) fn release(&mut self, upto: Lsn) {
         while let (Some(first), Some(second)) = (self.live.front(), self.live.get(1)) {
             if self.header(*second).start_lsn > upto {
@@ -267,10 +344,9 @@ impl Files {
             }
             let first = *first;
             if let Some(file) = self.all.get_mut(first) {
-                file.role = if file.bytes == self.file_bytes {
-                    Role::Free
-                } else {
-                    Role::Outgrown
+                file.role = match self.keep {
+                    Keep::Yes => Role::Held,
+                    Keep::No => passed(file.bytes, self.file_bytes),
                 };
             }
             self.live.pop_front();
@@ -408,6 +484,15 @@ impl Files {
         self.armed(index);
         self.switch();
         Ok(())
+    }
+}
+
+/// What a file of that length is used for when nothing of it is needed any more.
+fn passed(bytes: u64, file_bytes: u64) -> Role {
+    if bytes == file_bytes {
+        Role::Free
+    } else {
+        Role::Outgrown
     }
 }
 

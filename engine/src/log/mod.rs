@@ -25,8 +25,8 @@ use crate::ops::{Ops, Purpose, unreachable_done};
 use crate::position::Lsn;
 use crate::request::{MonotonicNs, Now};
 
-pub(crate) use files::{Files, LogIdentity, Salts};
-pub(crate) use recovery::recover;
+pub(crate) use files::{Files, Held, Keep, LogIdentity, Salts};
+pub(crate) use recovery::{Found, recover};
 
 /// Log buffers: one in flight, one being filled, two closed and waiting.
 const BUFS: usize = 4;

@@ -13,6 +13,7 @@ use super::{
 use crate::error::{Corrupt, Fatal};
 use crate::format::info::SpecialUse;
 use crate::large::StagedBody;
+use crate::position::Lsn;
 
 /// What comes out of [`Shard::poll`](crate::Shard::poll).
 #[derive(Debug)]
@@ -130,6 +131,20 @@ pub enum Event {
         /// What it did, or why not.
         result: Result<Compacted, Refused>,
     },
+    /// The data directory can be copied, or a backup that can be copied got more time.
+    BackupBegun {
+        /// Of the request.
+        ticket: Ticket,
+        /// Where the log ends by now: what is in any file until now is below. Or why not.
+        result: Result<Lsn, Refused>,
+    },
+    /// A backup is over: until now it held, or [`Refused::NoSuchBackup`].
+    BackupEnded {
+        /// Of the request.
+        ticket: Ticket,
+        /// Bytes of log files that were held for it.
+        result: Result<u64, Refused>,
+    },
     /// A checkpoint that began at or after the request has ended.
     Checkpointed {
         /// Of the request.
@@ -169,6 +184,12 @@ pub enum Notice {
     },
     /// New mail is being refused or delayed, and why.
     Pressure(BusyReason),
+    /// A backup that runs is given up, or the log is not archived any further for now: what is copied
+    /// meanwhile has a hole.
+    BackupGivenUp {
+        /// Why.
+        reason: &'static str,
+    },
     /// A file with a final name that no index explains; left alone.
     Unreferenced {
         /// Relative to the data directory.

@@ -158,6 +158,11 @@ impl Checkpoint {
         self.ended
     }
 
+    /// Checkpoints begun since the shard was opened.
+    pub(super) fn begun(&self) -> u64 {
+        self.ended + u64::from(!matches!(self.state, State::Idle))
+    }
+
     /// When one is due by time.
     pub(super) fn due(&self, interval_ns: u64, dirty: bool) -> Option<MonotonicNs> {
         match &self.state {
@@ -235,7 +240,7 @@ impl<I: Io> Shard<I> {
         if let Phase::Draining(_) = self.phase {
             return !self.has_work() && self.log.is_quiet() && !self.is_clean();
         }
-        if !self.checkpoint.asked.is_empty() {
+        if !self.checkpoint.asked.is_empty() || self.backups.wants_checkpoint() {
             return true;
         }
         if self.dirty.is_empty() {
@@ -278,6 +283,7 @@ impl<I: Io> Shard<I> {
             && !self.has_work()
             && self.log.is_quiet()
             && self.is_clean()
+            && self.backups.is_quiet()
         {
             self.phase = Phase::Clean;
             let result = Ok(());
@@ -358,6 +364,7 @@ impl<I: Io> Shard<I> {
 
     /// Gives the flusher its next works; goes on when all are done.
     fn feed_flusher(&mut self, now: Now) {
+        let keep = self.backups.files_kept();
         let State::Writing(writing) = &mut self.checkpoint.state else {
             return;
         };
@@ -380,7 +387,7 @@ impl<I: Io> Shard<I> {
                 }
                 writing.next += 1;
                 let user = self.users.get_mut(index);
-                let Todo { steps, kept } = Steps::new(&self.log, user).all();
+                let Todo { steps, kept } = Steps::new(&self.log, user, keep).all();
                 let fresh = |dead: &DeadFile| !user.kept.contains(dead);
                 let kept: Vec<_> = kept.into_iter().filter(fresh).collect();
                 user.kept.extend(kept);

@@ -56,8 +56,13 @@ impl<I: Io> Shard<I> {
                 self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
             }
             Request::Compact { user } => self.submit_compact(ticket, &user)?,
+            Request::BackupBegin { id, lease_ns } => {
+                self.backup_begin(now, ticket, id, lease_ns)?;
+            }
+            Request::BackupEnd { id } => self.backup_end(ticket, id)?,
             Request::Checkpoint => self.checkpoint.ask(ticket),
             Request::Drain => {
+                self.give_backup_up("the node stops");
                 self.phase = Phase::Draining(ticket);
                 self.refuse_watches();
             }

@@ -8,6 +8,7 @@
 //! Descends from the thesis's work list and operation threads (3.1.3.1, 3.1.3.2).
 
 mod append;
+mod backup;
 mod change;
 mod checkpoint;
 mod compact;
@@ -54,6 +55,7 @@ use crate::user::{User, Users};
 pub(crate) use compact::{Capture, Dead};
 
 use append::{Append, Mark, Part};
+use backup::Backups;
 use change::Change;
 use checkpoint::Checkpoint;
 use compact::Compactor;
@@ -178,6 +180,7 @@ pub struct Shard<I: Io> {
     index_bytes: u64,
     checkpoint: Checkpoint,
     compactor: Compactor,
+    backups: Backups,
     /// Numbers those who read files, so that none goes under them.
     readers_begun: u64,
     superblock: Superblock,
@@ -315,7 +318,7 @@ impl<I: Io> Shard<I> {
         let checkpoint = self
             .checkpoint
             .due(self.config.checkpoint_interval_ns, dirty);
-        let busy = dirty || self.has_work() || self.disk_is_full();
+        let busy = dirty || self.has_work() || self.disk_is_full() || self.backups.is_running();
         let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
         [
             unsent,
@@ -325,6 +328,7 @@ impl<I: Io> Shard<I> {
             checkpoint,
             space,
             self.compaction_due(),
+            self.backups.due(),
         ]
         .into_iter()
         .flatten()
@@ -378,6 +382,7 @@ impl<I: Io> Shard<I> {
             Purpose::Fetch(index) => self.fetch_step(index, result),
             Purpose::Compact => self.compaction_op_ended(now, result)?,
             Purpose::Copy(index, place) => self.copy_step(index, place, result)?,
+            Purpose::Archive => self.archive_step(result)?,
             Purpose::Space => self.space_looked(now, result),
             Purpose::Tidy => {}
             Purpose::Opening => unreachable!("the shard is open"),
@@ -393,6 +398,7 @@ impl<I: Io> Shard<I> {
         }
         self.space.refused = true;
         self.log.files_mut().not_made();
+        self.give_backup_up("no room for another log file");
         Ok(())
     }
 
@@ -400,11 +406,15 @@ impl<I: Io> Shard<I> {
     fn tend(&mut self, now: Now) {
         self.bodies.shrink(self.config.pending_bytes_max);
         self.tend_checkpoint(now);
+        self.tend_backup(now);
         self.log
             .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
         let look = self.space.looking == Looking::No
             && now.monotonic >= self.space.looked_at.after(SPACE_INTERVAL_NS)
-            && (!self.dirty.is_empty() || self.has_work() || self.disk_is_full());
+            && (!self.dirty.is_empty()
+                || self.has_work()
+                || self.disk_is_full()
+                || self.backups.is_running());
         if look {
             self.space.looking = Looking::Yes;
             self.ops.start(Op::FreeSpace, Purpose::Space);
@@ -427,6 +437,8 @@ impl<I: Io> Shard<I> {
         self.metrics.watches = u64::try_from(self.watches.len()).unwrap_or(u64::MAX);
         self.metrics.oldest_append_ns = self.oldest_append_ns(now);
         self.metrics.disk_free_bytes = self.space.free_bytes;
+        self.metrics.archive_bytes = self.backups.bytes();
+        self.metrics.backups = u64::from(self.backups.is_running());
     }
 
     fn accepts_mail(&self) -> Result<(), Refused> {
@@ -474,6 +486,7 @@ impl<I: Io> Shard<I> {
         if free_bytes > self.space.floor_bytes {
             self.space.refused = false;
         }
+        self.make_room();
         if self.disk_is_full() && !was_full {
             let floor_bytes = self.space.floor_bytes;
             self.events.push(Event::Notice(Notice::DiskLow {
@@ -499,6 +512,7 @@ impl<I: Io> Shard<I> {
         self.refuse_changes();
         self.refuse_reads();
         self.refuse_compactions();
+        self.refuse_backup();
         self.refuse_watches();
         self.refuse_stages();
         self.refuse_checkpoints();

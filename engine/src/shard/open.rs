@@ -14,6 +14,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::append::seconds;
+use super::backup::Backups;
 use super::checkpoint::{Checkpoint, NewFile, sealed};
 use super::compact::Compactor;
 use super::partitions::Partitions;
@@ -36,7 +37,7 @@ use crate::format::record::{
 };
 use crate::format::superblock::{Pair, SUPERBLOCK_BYTES, Shutdown, Superblock};
 use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
-use crate::log::{Files, Log, Salts, recover};
+use crate::log::{Files, Found, Log, Salts, recover};
 use crate::metrics::Metrics;
 use crate::ops::{Ops, unreachable_done};
 use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, What};
@@ -88,9 +89,16 @@ impl<I: Io> Shard<I> {
             config.log_files_max,
             Salts::new(&seed, superblock.boots),
         );
+        let (backups, archived) = Backups::open(&mut ops, identity.log_id, config.archive)?;
+        let is_archived = |found: &Found| {
+            let sequence = found.header.map(|header| header.sequence);
+            sequence.is_some_and(|sequence| archived.contains(&sequence))
+        };
         for found in &recovery.found {
             let outgrown = found.bytes != config.log_file_bytes;
-            if outgrown && !found.damaged && !recovery.chain.contains(&found.number) {
+            // One that a crash left with both names belongs to the archive alone.
+            let leaves = outgrown || is_archived(found);
+            if leaves && !found.damaged && !recovery.chain.contains(&found.number) {
                 let path = RelPath::log_file(identity.log_id, found.number);
                 ops.run_plain(Op::Close { file: found.file })?;
                 ops.run_plain(Op::Unlink { path })?;
@@ -99,6 +107,10 @@ impl<I: Io> Shard<I> {
             files.add_free((found.number, found.bytes), found.file, found.header);
         }
         files.set_live(&recovery.chain);
+        files.keep(backups.keep());
+        if config.archive.is_some() {
+            files.hold_passed(superblock.checkpoint_lsn);
+        }
         while files.count() < config.log_files_initial {
             files.make_now(&mut ops)?;
         }
@@ -164,6 +176,7 @@ impl<I: Io> Shard<I> {
                 redo.new_dedupe_file,
             ),
             compactor: Compactor::new(now.monotonic),
+            backups,
             readers_begun: 0,
             superblock,
             super_copy,

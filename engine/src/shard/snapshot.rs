@@ -161,7 +161,10 @@ impl<I: Io> Shard<I> {
     /// checkpoint may still give one of them its name, they wait on.
     pub(super) fn unlink_unpinned(&mut self, user: usize) {
         let found = self.users.get_mut(user);
-        if found.kept.is_empty() || !(found.frozen.is_empty() || found.frozen_written) {
+        if self.backups.is_running()
+            || found.kept.is_empty()
+            || !(found.frozen.is_empty() || found.frozen_written)
+        {
             return;
         }
         let kept = std::mem::take(&mut found.kept);

@@ -14,7 +14,7 @@ use crate::format::info::{ChangeKind, InfoHeader, MSG_FIXED_BYTES, MailboxOp, Ru
 use crate::format::{Reserved, Version};
 use crate::index::DeadFile;
 use crate::io::{Piece, RelPath, Step, Work, WorkSync};
-use crate::log::Log;
+use crate::log::{Keep, Log};
 use crate::pending::{Entry, PendingBody, What};
 use crate::position::Lsn;
 use crate::request::UidRange;
@@ -60,6 +60,8 @@ pub(super) struct Todo {
 pub(super) struct Steps<'a, G> {
     log: &'a Log<G>,
     user: &'a User,
+    /// Whether files of dead messages stay.
+    keep: Keep,
     /// Messages that the frozen records themselves expunge, and mailboxes that they remove.
     gone: Gone,
 }
@@ -100,10 +102,12 @@ impl Gone {
 }
 
 impl<'a, G> Steps<'a, G> {
-    pub(super) fn new(log: &'a Log<G>, user: &'a User) -> Self {
+    /// With [`Keep::Yes`] the files of dead messages stay: somebody copies.
+    pub(super) fn new(log: &'a Log<G>, user: &'a User, keep: Keep) -> Self {
         let mut steps = Self {
             log,
             user,
+            keep,
             gone: Gone::default(),
         };
         let mut gone = Gone::default();
@@ -128,6 +132,10 @@ impl<'a, G> Steps<'a, G> {
         Todo { steps, kept }
     }
 
+    fn is_pinned(&self, segment: u32) -> bool {
+        self.keep == Keep::Yes || self.user.is_pinned(segment)
+    }
+
     /// Names for large messages, and the end of those that are expunged: their records are durable,
     /// which is all the evidence an unlink needs. A message that came and went since the last
     /// checkpoint gets no name: were the checkpoint done again after a crash, there would be nothing
@@ -139,7 +147,7 @@ impl<'a, G> Steps<'a, G> {
                     let from = dir.segment_part(mail.segment);
                     let to = dir.large(mail.segment, mail.mailbox, mail.uid);
                     let gone = self.gone.has(mail.mailbox, mail.uid);
-                    let pinned = self.user.is_pinned(mail.segment);
+                    let pinned = self.is_pinned(mail.segment);
                     if gone && !pinned {
                         steps.push(Step::Unlink(from));
                         steps.push(Step::Unlink(to));
@@ -156,7 +164,7 @@ impl<'a, G> Steps<'a, G> {
                 }
                 What::Dead(files) => {
                     for dead in files {
-                        if self.user.is_pinned(dead.segment) {
+                        if self.is_pinned(dead.segment) {
                             kept.push(*dead);
                         } else {
                             let path = dir.large(dead.segment, dead.mailbox, dead.uid);

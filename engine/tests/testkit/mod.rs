@@ -389,6 +389,8 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::Changes { ticket, .. }
         | Event::SnapshotOpened { ticket, .. }
         | Event::Compacted { ticket, .. }
+        | Event::BackupBegun { ticket, .. }
+        | Event::BackupEnded { ticket, .. }
         | Event::Checkpointed { ticket, .. }
         | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,

@@ -91,6 +91,11 @@ impl Compactor {
         }
     }
 
+    /// Whether one runs.
+    pub(in crate::shard) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// Whether nothing runs or waits.
     pub(in crate::shard) fn is_idle(&self) -> bool {
         self.running.is_none() && self.queue.is_empty() && self.asked.is_empty()
@@ -233,7 +238,9 @@ impl<I: Io> Shard<I> {
 
     /// Begins with the first in the queue that is ready.
     pub(super) fn begin_compaction(&mut self, now: Now) {
-        if self.compactor.look == Look::No || self.phase != Phase::Serving {
+        // A copy that is being made wants each user's files under the names that they have.
+        let held = self.phase != Phase::Serving || self.backups.is_running();
+        if self.compactor.look == Look::No || held {
             return;
         }
         self.compactor.look = Look::No;
@@ -379,7 +386,7 @@ impl<I: Io> Shard<I> {
 
     /// Puts a user whose compaction was given up behind the others, or gives up for now.
     pub(super) fn compaction_again(&mut self, mut wanted: Wanted, why: Refused) {
-        wanted.tries += 1;
+        wanted.tries += u32::from(why != Refused::Busy(BusyReason::Backup));
         let retry = matches!(why, Refused::Busy(_) | Refused::Damaged(_));
         if retry && wanted.tries < TRIES_MAX && self.phase == Phase::Serving {
             self.compactor.queue.push_back(wanted);

@@ -299,7 +299,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Ends the running compaction early, unless its record is written.
-    pub(super) fn cancel_compaction(&mut self, why: Refused) {
+    pub(in crate::shard) fn cancel_compaction(&mut self, why: Refused) {
         if let Some(running) = &mut self.compactor.running
             && !matches!(
                 running.step,
