@@ -4,6 +4,7 @@
 //! before it was compared with its limit. Byte strings are slices of the frame.
 
 pub mod append;
+pub mod backup;
 pub mod deliver;
 pub mod fetch;
 pub mod list;

@@ -49,6 +49,7 @@ pub const STRUCTS: &[Layout] = &[
     crate::message::append::AppendMeta::LAYOUT,
     crate::message::append::KeywordRow::LAYOUT,
     crate::message::append::AppendReplyMeta::LAYOUT,
+    crate::message::backup::BackupMeta::LAYOUT,
 ];
 
 /// Declares a wire struct as its offset table: `OFFSET name: type`, with the whole length in

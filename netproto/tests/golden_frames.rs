@@ -12,6 +12,7 @@ use ringpost_netproto::codec;
 use ringpost_netproto::frame::{Frame, Kind, Opcode, Status, Verdict};
 use ringpost_netproto::message::Fault;
 use ringpost_netproto::message::append::{AppendBody, AppendReply, AppendRequest};
+use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::deliver::{BodyForm, DeliverBody, DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::{self, FetchRequest};
 use ringpost_netproto::message::list::{ListPage, ListRequest};
@@ -108,7 +109,8 @@ fn payload_again(frame: &Frame) -> Result<(Bytes, usize), Fault> {
         (Opcode::Fetch, Kind::Response) => {
             fetch::encode_head(&fetch::decode_head(frame)?, &mut out)
         }
-        (Opcode::Status, Kind::Response) => {
+        (Opcode::Backup, Kind::Request) => BackupRequest::decode(frame)?.encode(&mut out),
+        (Opcode::Status | Opcode::Backup, Kind::Response) => {
             ReportField::encode_all(&ReportField::decode_all(frame)?, &mut out)
         }
         _ => {

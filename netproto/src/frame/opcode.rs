@@ -103,4 +103,5 @@ opcodes! {
     MoveUserDrop = 83 "MOVE_USER_DROP" Reserved,
     Status = 96 "STATUS" Yes,
     Trace = 97 "TRACE" Reserved,
+    Backup = 98 "BACKUP" Yes,
 }

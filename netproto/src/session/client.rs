@@ -18,6 +18,7 @@ use crate::limits::{
     BACKLOG_BYTES_SOFT, INLINE_BODY_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, STREAM_PIECE_BYTES_MAX,
 };
 use crate::message::append::{AppendReply, AppendRequest};
+use crate::message::backup::BackupRequest;
 use crate::message::deliver::{BodyForm, DeliverRequest};
 use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
@@ -116,6 +117,13 @@ pub enum Event {
         /// Name and value.
         fields: Vec<ReportField>,
     },
+    /// A backup was begun, prolonged or ended.
+    Backup {
+        /// Of the request.
+        id: RequestId,
+        /// Name and value.
+        fields: Vec<ReportField>,
+    },
     /// The peer is alive.
     Pong {
         /// Of the ping.
@@ -156,6 +164,7 @@ enum Wants {
     FetchHead,
     FetchBody(BodySum),
     Report,
+    Backup,
     Pong,
 }
 
@@ -168,6 +177,7 @@ impl Wants {
             Self::Mailboxes => Opcode::MailboxList,
             Self::FetchHead | Self::FetchBody(_) => Opcode::Fetch,
             Self::Report => Opcode::Status,
+            Self::Backup => Opcode::Backup,
             Self::Pong => Opcode::Ping,
         }
     }
@@ -362,6 +372,11 @@ impl ClientSession {
     /// Asks the node for its report. [`Event::Status`].
     pub fn status(&mut self) -> Result<RequestId, NotReady> {
         self.ask(Wants::Report, |_| 0)
+    }
+
+    /// Begins, prolongs or ends a backup. [`Event::Backup`].
+    pub fn backup(&mut self, request: BackupRequest) -> Result<RequestId, NotReady> {
+        self.ask(Wants::Backup, |out| request.encode(out))
     }
 
     /// Asks whether the peer is alive; needs no credit. [`Event::Pong`].
@@ -563,6 +578,10 @@ fn answer(id: RequestId, wants: &Wants, frame: &Frame) -> Result<Event, Fault> {
             mailboxes: MailboxStatus::decode_all(frame)?,
         },
         Wants::Report => Event::Status {
+            id,
+            fields: ReportField::decode_all(frame)?,
+        },
+        Wants::Backup => Event::Backup {
             id,
             fields: ReportField::decode_all(frame)?,
         },

@@ -16,6 +16,7 @@ use crate::error::Violation;
 use crate::frame::{Frame, FrameHeader, Kind, Opcode, Status, Verdict};
 use crate::limits::{BACKLOG_BYTES_SOFT, READS_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX};
 use crate::message::append::{AppendBody, AppendReply, AppendRequest};
+use crate::message::backup::BackupRequest;
 use crate::message::deliver::{DeliverBody, DeliverRequest};
 use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
@@ -96,6 +97,13 @@ pub enum Event {
     Status {
         /// To answer it.
         id: RequestId,
+    },
+    /// Answer with `backup_reply` or `fail`.
+    Backup {
+        /// To answer it.
+        id: RequestId,
+        /// What is wanted.
+        request: BackupRequest,
     },
     /// The peer will make no more requests.
     GoAway {
@@ -206,7 +214,8 @@ impl ServerSession {
         if let Event::List { id, .. }
         | Event::Mailboxes { id, .. }
         | Event::Fetch { id, .. }
-        | Event::Status { id } = &event
+        | Event::Status { id }
+        | Event::Backup { id, .. } = &event
             && let Some(open) = self.open.get_mut(id)
         {
             open.stage = Stage::Read(Turn::Taken);
@@ -313,6 +322,13 @@ impl ServerSession {
     /// Answers [`Event::Status`].
     pub fn status_reply(&mut self, id: RequestId, fields: &[ReportField]) {
         self.answer_read(id, Opcode::Status, |out| {
+            ReportField::encode_all(fields, out)
+        });
+    }
+
+    /// Answers [`Event::Backup`].
+    pub fn backup_reply(&mut self, id: RequestId, fields: &[ReportField]) {
+        self.answer_read(id, Opcode::Backup, |out| {
             ReportField::encode_all(fields, out)
         });
     }
@@ -489,6 +505,11 @@ impl ServerSession {
                 self.reads.push_back(Event::Status { id });
                 Stage::Read(Turn::Waiting)
             }
+            Opcode::Backup => {
+                let request = BackupRequest::decode(frame)?;
+                self.reads.push_back(Event::Backup { id, request });
+                Stage::Read(Turn::Waiting)
+            }
             _ => {
                 return Err(Fault::Refused(
                     Status::Unsupported,
@@ -658,7 +679,8 @@ fn read_id(event: &Event) -> Option<RequestId> {
         Event::List { id, .. }
         | Event::Mailboxes { id, .. }
         | Event::Fetch { id, .. }
-        | Event::Status { id } => Some(*id),
+        | Event::Status { id }
+        | Event::Backup { id, .. } => Some(*id),
         _ => None,
     }
 }

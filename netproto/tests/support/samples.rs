@@ -7,6 +7,7 @@ use ringpost_netproto::id::{Guid, MailboxId, Modseq, NodeId, Uid, UidValidity, W
 use ringpost_netproto::limits::PAYLOAD_BYTES_CEILING;
 use ringpost_netproto::message::MailboxRef;
 use ringpost_netproto::message::append::{AppendReply, AppendRequest, Made, Missing};
+use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::deliver::{
     BodyForm, DeliverRecipient, DeliverRequest, RecipientReply,
 };
@@ -432,7 +433,20 @@ fn reading() -> Vec<(&'static str, Bytes)> {
     ]
 }
 
+fn operator() -> Vec<(&'static str, Bytes)> {
+    vec![(
+        "backup",
+        frame(request(Opcode::Backup, 18), |out| {
+            BackupRequest::Hold {
+                id: 0x0102_0304_0506_0708,
+                lease_s: 120,
+            }
+            .encode(out)
+        }),
+    )]
+}
+
 /// Every sample, by the name of its golden file.
 pub(crate) fn all() -> Vec<(&'static str, Bytes)> {
-    [connection(), deliver(), reading(), append()].concat()
+    [connection(), deliver(), reading(), append(), operator()].concat()
 }
