@@ -15,6 +15,7 @@ use bytes::{Buf as _, Bytes};
 use nix::poll::{PollFd, PollFlags};
 use ringpost_netproto::error::Violation;
 use ringpost_netproto::frame::{RequestId, Status, Verdict};
+use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::deliver::{DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::FetchRequest;
 use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest};
@@ -340,6 +341,19 @@ impl Client {
         }
     }
 
+    /// Begins, prolongs or ends a backup.
+    pub fn backup(
+        &mut self,
+        request: BackupRequest,
+        deadline: Deadline,
+    ) -> Result<Vec<ReportField>, ClientError> {
+        let id = self.when_ready(deadline, |session| session.backup(request))?;
+        match self.answer(id, deadline)? {
+            Event::Backup { fields, .. } => Ok(fields),
+            other => unexpected(&other),
+        }
+    }
+
     /// The node's report about itself.
     pub fn status(&mut self, deadline: Deadline) -> Result<Vec<ReportField>, ClientError> {
         let id = self.when_ready(deadline, ClientSession::status)?;
@@ -426,6 +440,7 @@ fn request_of(event: &Event) -> Option<RequestId> {
         | Event::FetchData { id, .. }
         | Event::FetchEnd { id, .. }
         | Event::Status { id, .. }
+        | Event::Backup { id, .. }
         | Event::Pong { id }
         | Event::Failed { id, .. } => Some(*id),
         _ => None,

@@ -311,6 +311,8 @@ impl Core {
             | Event::Listed { ticket, .. }
             | Event::Fetched { ticket, .. }
             | Event::MailboxChanged { ticket, .. }
+            | Event::BackupBegun { ticket, .. }
+            | Event::BackupEnded { ticket, .. }
             | Event::Checkpointed { ticket, .. }
             | Event::Drained { ticket, .. } => *ticket,
             Event::Notice(notice) => return self.log_notice(notice),
@@ -376,6 +378,13 @@ impl Core {
                     self.pressure_logged.set(now);
                     tracing::warn!(core, %reason, "new mail is refused for the time being");
                 }
+            }
+            Notice::BackupGivenUp { reason } => {
+                tracing::warn!(
+                    core,
+                    reason,
+                    "a backup, or the archive of the log, is cut short"
+                );
             }
             Notice::Unreferenced { path } => {
                 tracing::warn!(core, path, "a file that no index explains; left alone");

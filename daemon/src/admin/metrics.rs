@@ -208,6 +208,16 @@ const GAUGES: &[Sum] = &[
         of: |m| m.log_capacity_bytes,
     },
     Sum {
+        name: "backups",
+        help: "Cores that hold their files for a backup",
+        of: |m| m.backups,
+    },
+    Sum {
+        name: "archive_bytes",
+        help: "Bytes of log files kept in the archive",
+        of: |m| m.archive_bytes,
+    },
+    Sum {
         name: "users_resident",
         help: "Users in memory",
         of: |m| m.users_resident,

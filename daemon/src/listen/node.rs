@@ -26,9 +26,11 @@ use crate::letter::{Door, Trust};
 use crate::lmtp;
 
 mod append;
+mod backup;
 mod read;
 
 use append::{Folders, Waiting};
+use backup::Backups;
 use read::Reads;
 
 /// A message's answer comes after this at the latest (mail.md 4); the append goes on.
@@ -48,6 +50,7 @@ pub struct NodeSession {
     messages: RefCell<BTreeMap<RequestId, Message>>,
     reads: RefCell<Reads>,
     folders: RefCell<Folders>,
+    backups: RefCell<Backups>,
     input_ended: Cell<bool>,
     closing: Cell<bool>,
 }
@@ -87,6 +90,7 @@ impl NodeSession {
             messages: RefCell::default(),
             reads: RefCell::default(),
             folders: RefCell::default(),
+            backups: RefCell::default(),
             input_ended: Cell::new(false),
             closing: Cell::new(false),
         })
@@ -126,6 +130,7 @@ impl NodeSession {
             Event::GoAway { status, text } => {
                 tracing::debug!(peer = self.peer, %status, text, "the peer goes away");
             }
+            Event::Backup { id, request } => self.backup(id, request),
             other => self.take_read(other),
         }
     }
@@ -245,7 +250,9 @@ impl NodeSession {
 
     /// Nothing is open and nothing more will be.
     fn is_idle(&self) -> bool {
-        self.messages.borrow().is_empty() && self.reads.borrow().is_empty()
+        self.messages.borrow().is_empty()
+            && self.reads.borrow().is_empty()
+            && self.backups.borrow().is_empty()
     }
 }
 
@@ -345,7 +352,8 @@ impl Session for NodeSession {
             .borrow()
             .values()
             .any(|open| open.ended_at.is_some());
-        let only_halves = !answers_owed && self.reads.borrow().is_empty();
+        let only_halves =
+            !answers_owed && self.reads.borrow().is_empty() && self.backups.borrow().is_empty();
         (self.input_ended.get() && only_halves) || (self.closing.get() && self.is_idle())
     }
 
@@ -393,6 +401,7 @@ impl Session for NodeSession {
         self.take_events();
         self.messages.borrow_mut().clear();
         self.reads.borrow_mut().clear();
+        self.let_backup_go();
     }
 }
 

@@ -1,7 +1,8 @@
-//! `ringpost`: the operator's tool. It asks a running node over the node protocol; `check` and `repair`
-//! work on files, and with `--data` mail is read from them if no daemon runs there. Answers go to standard output (with `--json` one object a line), everything else to
+//! `ringpost`: the operator's tool. It asks a running node over the node protocol; `check`, `repair`,
+//! `backup` and `restore` work on files, and with `--data` mail is read from them if no daemon runs there. Answers go to standard output (with `--json` one object a line), everything else to
 //! standard error, so that a pipe carries what was asked for and nothing else.
 
+pub mod backup;
 pub mod check;
 pub mod export;
 pub mod files;
@@ -10,6 +11,7 @@ pub mod mail;
 pub mod node;
 pub mod options;
 pub mod repair;
+pub mod restore;
 pub mod show;
 
 use std::ffi::OsString;
@@ -124,6 +126,12 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
             };
         }
         Command::Import(import) => return import::import(&options.global, import, output),
+        Command::Backup { directory, verify } => {
+            return backup::backup(&options.global, directory, *verify, output);
+        }
+        Command::Restore { from, verify } => {
+            return restore::node(&options.global, from, *verify, output);
+        }
         Command::Check { level } => return check::check(&options.global, *level, output),
         Command::Repair { dry_run } => {
             let mode = if *dry_run { Mode::Plan } else { Mode::Do };

@@ -11,6 +11,7 @@ use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::Uid;
 use ringpost_netproto::limits::LIST_ENTRIES_MAX;
 use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::fetch::FetchRequest;
 use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
 use ringpost_netproto::message::mailbox::MailboxStatus;
@@ -143,6 +144,12 @@ impl Node {
     /// The connection itself.
     pub fn client_mut(&mut self) -> &mut Client {
         &mut self.client
+    }
+
+    /// Begins, prolongs or ends a backup.
+    pub fn backup(&mut self, request: BackupRequest) -> Result<Vec<ReportField>, ClientError> {
+        let deadline = self.deadline();
+        self.client.backup(request, deadline)
     }
 }
 

@@ -84,6 +84,23 @@ pub enum Command {
     },
     /// Bring mail along: an mbox file, a Maildir, or a tree of users; run again, it goes on
     Import(Import),
+    /// Copy a node's whole data directory, while it serves or while it is stopped, and check the copy
+    Backup {
+        /// Where to; missing or empty
+        directory: PathBuf,
+        /// How deep to check the copy
+        #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Depth::Checksums)]
+        verify: Depth,
+    },
+    /// Make a node's data directory out of a backup; it is missing or empty
+    Restore {
+        /// The backup
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// How deep to check what was restored
+        #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Depth::Checksums)]
+        verify: Depth,
+    },
     /// Check a data directory that no daemon uses; changes nothing
     Check {
         /// How deep to look

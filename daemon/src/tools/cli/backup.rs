@@ -1,0 +1,391 @@
+//! `backup`: a copy of a whole data directory, of a running node or of one that is stopped.
+//!
+//! A running node is asked to hold its files ([`BackupRequest`]); then the files are copied here, beside
+//! it, and not through it. The copy is a data directory itself: `check` and `export` work on it, and a
+//! daemon that opens it finds what a crash would have left. It counts once `BACKUP` lies in it; until
+//! then there is `INCOMPLETE` instead.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ringpost_engine::backup::{BackupError, Copier, Copy, LiveTree, Next, Progress};
+use ringpost_engine::check::{DirTree, Level, Report, check_at};
+use ringpost_engine::position::Lsn;
+use ringpost_engine::request::MonotonicNs;
+use ringpost_netproto::frame::Status;
+use ringpost_netproto::message::backup::{BackupRequest, fields};
+use ringpost_netproto::message::report::ReportField;
+use serde_json::{Value, json};
+
+use super::check::{Bar, Hold, lock};
+use super::node::{Node, data_dir};
+use super::options::{Depth, Global};
+use super::show::{date, json as print_json};
+use super::{Failure, Form, Output};
+use crate::client::{ClientError, plain};
+use crate::clock;
+use crate::exit::Code;
+
+pub mod target;
+
+pub(super) use target::DirTarget;
+
+/// In a finished copy: what it is.
+pub(super) const MANIFEST: &str = "BACKUP";
+
+/// In a copy that is being made, or whose making was cut off.
+pub(super) const MARKER: &str = "INCOMPLETE";
+
+/// A node lets go of its files if it hears nothing for so long.
+const LEASE_S: u32 = 120;
+
+/// So often it hears something, ns.
+const PROLONG_EVERY_NS: u64 = 10_000_000_000;
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        Self::Said(error.to_string())
+    }
+}
+
+/// Where the files are, and who holds them still.
+pub(super) enum Source {
+    /// A running node, by the id of the backup.
+    Node {
+        node: Box<Node>,
+        id: u64,
+        data: PathBuf,
+        prolonged: MonotonicNs,
+        ends: Vec<Lsn>,
+    },
+    /// Nobody: no daemon runs, and none will as long as the lock is held.
+    Nobody {
+        data: PathBuf,
+        _lock: Option<nix::fcntl::Flock<std::fs::File>>,
+    },
+}
+
+impl Source {
+    /// The running node that the options name; if none answers, the data directory.
+    pub(super) fn open(global: &Global) -> Result<Self, Failure> {
+        let why = match Node::connect(global) {
+            Ok(node) => return Self::hold(node, global),
+            Err(why) => why,
+        };
+        if global.to.is_some() {
+            return Err(why);
+        }
+        let data = data_dir(global);
+        let lock = lock(&data, Hold::Shared)?;
+        Ok(Self::Nobody { data, _lock: lock })
+    }
+
+    fn hold(mut node: Node, global: &Global) -> Result<Self, Failure> {
+        let report = node.status()?;
+        let named = report.iter().find(|field| field.name == "data_dir");
+        let data = match (&global.data, named) {
+            (Some(data), _) => data.clone(),
+            (None, Some(field)) => PathBuf::from(&field.value),
+            (None, None) => data_dir(global),
+        };
+        if !data.join("STORE").is_file() {
+            return Err(Failure::Said(format!(
+                "{} is not the node's data directory, or cannot be read by this user: a backup is made on \
+                 the node's machine, as its user or as root",
+                data.display()
+            )));
+        }
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Failure::Said(format!("no random number for the backup: {error}")))?;
+        let id = u64::from_le_bytes(bytes).max(1);
+        let mut source = Self::Node {
+            node: Box::new(node),
+            id,
+            data,
+            prolonged: clock::monotonic(),
+            ends: Vec::new(),
+        };
+        source.prolong()?;
+        Ok(source)
+    }
+
+    pub(super) fn data(&self) -> &Path {
+        match self {
+            Self::Node { data, .. } | Self::Nobody { data, .. } => data,
+        }
+    }
+
+    /// Asks the node to hold on; it says where its logs end.
+    fn prolong(&mut self) -> Result<(), Failure> {
+        if let Self::Node {
+            node,
+            id,
+            prolonged,
+            ends,
+            ..
+        } = self
+        {
+            let request = BackupRequest::Hold {
+                id: *id,
+                lease_s: LEASE_S,
+            };
+            let report = node.backup(request).map_err(|error| not_held(&error))?;
+            *ends = log_ends(&report);
+            *prolonged = clock::monotonic();
+        }
+        Ok(())
+    }
+
+    /// The same, if it is time to.
+    pub(super) fn tick(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Node { prolonged, .. }
+                if clock::monotonic().since(*prolonged) > PROLONG_EVERY_NS =>
+            {
+                self.prolong()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the logs end now; empty if they do not grow.
+    pub(super) fn ends(&mut self) -> Result<Vec<Lsn>, Failure> {
+        self.prolong()?;
+        Ok(match self {
+            Self::Node { ends, .. } => ends.clone(),
+            Self::Nobody { .. } => Vec::new(),
+        })
+    }
+
+    /// The copy is made. An error if it was not held to the end.
+    pub(super) fn let_go(self) -> Result<(), Failure> {
+        if let Self::Node { mut node, id, .. } = self {
+            let ended = node.backup(BackupRequest::End { id });
+            ended.map_err(|error| not_held(&error))?;
+        }
+        Ok(())
+    }
+}
+
+fn not_held(error: &ClientError) -> Failure {
+    Failure::Said(match error.status() {
+        Status::NoMessage => {
+            "the node did not hold its files to the end (its log says why): the copy is \
+                              not complete"
+                .to_owned()
+        }
+        Status::Busy => "another backup runs on this node; try again when it is done".to_owned(),
+        Status::NoUser => {
+            "the node lets only root, its own user and trusted_uids make a backup".to_owned()
+        }
+        Status::DiskFull => {
+            "the node's disk is too full to hold files for a backup; make room first".to_owned()
+        }
+        _ => error.to_string(),
+    })
+}
+
+/// `log.N.end` of each log, by N.
+fn log_ends(report: &[ReportField]) -> Vec<Lsn> {
+    let mut ends: Vec<(usize, Lsn)> = report
+        .iter()
+        .filter_map(|field| {
+            let number = field.name.strip_prefix(fields::LOG_PREFIX)?;
+            let number = number.strip_suffix(fields::LOG_END)?.parse().ok()?;
+            Some((number, Lsn::new(field.value.parse().ok()?)))
+        })
+        .collect();
+    ends.sort_by_key(|(number, _)| *number);
+    ends.into_iter().map(|(_, end)| end).collect()
+}
+
+/// Copies the node's whole data directory into `to` and checks the copy.
+pub fn backup(
+    global: &Global,
+    to: &Path,
+    verify: Depth,
+    output: &mut Output,
+) -> Result<Code, Failure> {
+    let mut target = DirTarget::begin(to)?;
+    let made = make(global, to, verify, &mut target);
+    match made {
+        Ok((copy, report, begun)) => {
+            say(to, &copy, &report, begun, output)?;
+            Ok(if report.is_sound() {
+                Code::Done
+            } else {
+                Code::Failed
+            })
+        }
+        Err(failure) => {
+            target.remove();
+            Err(failure)
+        }
+    }
+}
+
+fn make(
+    global: &Global,
+    to: &Path,
+    verify: Depth,
+    target: &mut DirTarget,
+) -> Result<(Copy, Report, u64), Failure> {
+    let mut source = Source::open(global)?;
+    let begun = clock::wall().value();
+    let tree = LiveTree::new(source.data());
+    let copy = copy(&tree, target, &mut source)?;
+    source.let_go()?;
+    target.sync()?;
+    let report = verified(to, verify);
+    let manifest = manifest(&copy, &report, begun, verify);
+    if report.is_sound() {
+        target.finish(MANIFEST, format!("{manifest:#}\n").as_bytes())?;
+    }
+    Ok((copy, report, begun))
+}
+
+/// Copies everything, prolongs the hold, shows how far it is.
+fn copy(tree: &LiveTree, target: &mut DirTarget, source: &mut Source) -> Result<Copy, Failure> {
+    let mut copier = Copier::new(tree, target)?;
+    let bar = CopyBar::new();
+    loop {
+        match copier.step(target)? {
+            Next::More => source.tick()?,
+            Next::Mark => copier.mark(&source.ends()?),
+            Next::Done(copy) => {
+                bar.end();
+                return Ok(*copy);
+            }
+        }
+        bar.show(copier.progress());
+    }
+}
+
+/// What a check of a copy finds.
+pub(super) fn verified(copy: &Path, depth: Depth) -> Report {
+    let bar = Bar::new();
+    let level = match depth {
+        Depth::Structure => Level::Structure,
+        Depth::Checksums => Level::Checksums,
+        Depth::Full => Level::Full,
+    };
+    let report = check_at(&DirTree::new(copy), level, &mut |progress| {
+        bar.show(progress);
+    });
+    bar.end();
+    report
+}
+
+fn manifest(copy: &Copy, report: &Report, begun: u64, verify: Depth) -> Value {
+    let at = |ns| date(ringpost_netproto::id::WallNs::new(ns));
+    json!({
+        "format": "ringpost-backup 1",
+        "version": env!("CARGO_PKG_VERSION"),
+        "store": copy.store.store.to_string(),
+        "node": copy.store.node.value(),
+        "begun": at(begun),
+        "ended": at(clock::wall().value()),
+        "logs": copy.logs.iter().map(|log| json!({
+            "log": log.log_id,
+            "checkpoint": log.checkpoint_lsn.value(),
+            "end": log.end.value(),
+        })).collect::<Vec<_>>(),
+        "files": copy.progress.files,
+        "bytes": copy.progress.bytes,
+        "users": report.users,
+        "messages": report.messages,
+        "verified": match verify {
+            Depth::Structure => "structure",
+            Depth::Checksums => "checksums",
+            Depth::Full => "full",
+        },
+    })
+}
+
+fn say(
+    to: &Path,
+    copy: &Copy,
+    report: &Report,
+    begun: u64,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    for finding in &report.findings {
+        if output.form != Form::Json {
+            writeln!(output.writer, "{finding}")?;
+        }
+    }
+    let verdict = if report.is_sound() {
+        "complete"
+    } else {
+        "DAMAGED, as its source is: see `ringpost check` and `ringpost repair`"
+    };
+    if output.form == Form::Json {
+        let mut value = manifest(copy, report, begun, Depth::Structure);
+        if let Some(value) = value.as_object_mut() {
+            value.remove("verified");
+            value.insert("backup".to_owned(), json!(to.display().to_string()));
+            value.insert("sound".to_owned(), json!(report.is_sound()));
+        }
+        return print_json(output, &value);
+    }
+    writeln!(
+        output.writer,
+        "{}: {verdict}; {} users, {} messages, {} files, {} bytes",
+        to.display(),
+        report.users,
+        report.messages,
+        copy.progress.files,
+        copy.progress.bytes,
+    )?;
+    Ok(())
+}
+
+/// A bar on a terminal, nothing elsewhere.
+pub(super) struct CopyBar(ProgressBar);
+
+impl CopyBar {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        let template = "{pos} of {len} parts copied {wide_bar} {msg}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    pub(super) fn show(&self, progress: Progress) {
+        self.0.set_length(progress.of);
+        self.0.set_position(progress.done);
+        let bytes = indicatif::HumanBytes(progress.bytes);
+        self.0
+            .set_message(format!("{} files, {bytes}", progress.files));
+    }
+
+    pub(super) fn end(self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Whether a directory holds a copy that was not finished.
+pub(super) fn refuse_incomplete(copy: &Path) -> Result<(), Failure> {
+    if copy.join(MARKER).exists() {
+        return Err(Failure::Said(format!(
+            "{} is a copy that was not finished: it cannot be restored; use another one",
+            copy.display()
+        )));
+    }
+    if !copy.join("STORE").is_file() {
+        return Err(Failure::Said(format!(
+            "{} is no backup of a node: it has no STORE file",
+            copy.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A sentence about a file of the tool's own.
+pub(super) fn failed(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Said(format!("{}: {}", path.display(), plain(error)))
+}

@@ -1,0 +1,194 @@
+//! Backups of a real daemon under load: copied while mail arrives, restored elsewhere, compared.
+#![expect(
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests, and senders share what they were told"
+)]
+
+mod testkit;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringpost_netproto::message::backup::BackupRequest;
+use testkit::{Daemon, Scratch, stamped, until};
+
+/// As without any setting: where `--data` looks for it.
+const SOCKET: &str = "listen.socket=unix:run/node";
+
+const USERS: [&str; 5] = ["ann", "bob", "cyd", "dan", "eve"];
+
+/// A daemon whose socket is where `--data` looks for it.
+fn start(scratch: &Scratch) -> Daemon {
+    let mut daemon = scratch.start_with(&[SOCKET, "checkpoint_interval=1s", "return_path=off"]);
+    daemon.node = scratch.data().join("run/node");
+    daemon
+}
+
+fn ringpost(data: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ringpost"))
+        .arg("--data")
+        .arg(data)
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn done(data: &Path, words: &[&str]) -> String {
+    let output = ringpost(data, words);
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a refused command says.
+fn refused(data: &Path, words: &[&str]) -> String {
+    let output = ringpost(data, words);
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Acknowledged messages by user.
+type Told = BTreeMap<String, BTreeSet<Vec<u8>>>;
+
+/// Delivers to everybody until it is told to stop.
+fn deliver(daemon: &Daemon, sender: usize, told: &Mutex<Told>, stop: &AtomicBool) {
+    let mut client = daemon.client();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) && number < 600 {
+        number += 1;
+        let user = format!("{}@v.test", USERS.get(number % USERS.len()).unwrap());
+        let mut message = stamped(&format!("{sender} {number}"));
+        if number % 9 == 0 {
+            // A file of its own, one in two for two users.
+            message.resize(160 << 10, b'x');
+            message.extend_from_slice(b"\r\n");
+        }
+        let replies = client.deliver(&[&user], &message);
+        if replies.iter().all(|reply| reply.uid.is_some()) {
+            let mut told = told.lock().unwrap();
+            assert!(told.entry(user).or_default().insert(message));
+        }
+    }
+}
+
+/// All mail of a daemon's users.
+fn all_mail(daemon: &Daemon) -> BTreeMap<String, Vec<Vec<u8>>> {
+    let mut client = daemon.client();
+    let mut found = BTreeMap::new();
+    for user in USERS {
+        let user = format!("{user}@v.test");
+        let count = u32::try_from(client.count(&user)).unwrap();
+        let mail: Vec<_> = (1..=count).map(|uid| client.fetch(&user, uid)).collect();
+        found.insert(user, mail);
+    }
+    found
+}
+
+#[test]
+fn a_node_is_copied_while_it_serves_and_comes_back_elsewhere() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let daemon = start(&scratch);
+    let (told, stop) = (Mutex::new(Told::new()), AtomicBool::new(false));
+    let copy = scratch.path("copy");
+    let copy_name = copy.display().to_string();
+    let before = std::thread::scope(|scope| {
+        for sender in 0..3 {
+            let (daemon, told, stop) = (&daemon, &told, &stop);
+            scope.spawn(move || deliver(daemon, sender, told, stop));
+        }
+        until("some mail", || {
+            told.lock()
+                .unwrap()
+                .values()
+                .map(BTreeSet::len)
+                .sum::<usize>()
+                > 300
+        });
+        let before = told.lock().unwrap().clone();
+        let made = ringpost(&data, &["backup", &copy_name]);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(made.status.code(), Some(0), "{made:?}");
+        let line = String::from_utf8(made.stdout).unwrap();
+        assert!(line.contains("complete"), "{line}");
+        before
+    });
+    let manifest = std::fs::read_to_string(copy.join("BACKUP")).unwrap();
+    assert!(manifest.contains("ringpost-backup 1"), "{manifest}");
+    assert!(!copy.join("INCOMPLETE").exists());
+    assert!(daemon.metric("ringpost_backups") < 1.0);
+    let again = refused(&data, &["backup", &copy_name]);
+    assert!(again.contains("is not empty"), "{again}");
+    assert!(daemon.stop().success());
+
+    let elsewhere = Scratch::new();
+    let restored = done(&elsewhere.data(), &["restore", "--from", &copy_name]);
+    assert!(restored.contains("can be started"), "{restored}");
+    let daemon = start(&elsewhere);
+    let found = all_mail(&daemon);
+    let after = told.into_inner().unwrap();
+    for (user, mail) in &found {
+        let unique: BTreeSet<_> = mail.iter().cloned().collect();
+        assert_eq!(unique.len(), mail.len(), "{user} has mail twice");
+        assert!(unique.is_superset(&before[user]), "{user} lost mail");
+        // Sent when the copy was made, and perhaps answered after.
+        assert!(unique.len() <= after[user].len() + 3);
+    }
+    let message = stamped("new mail");
+    daemon.client().deliver(&["ann@v.test"], &message);
+    assert!(daemon.stop().success());
+    done(&elsewhere.data(), &["check"]);
+}
+
+#[test]
+fn a_stopped_node_is_copied_too_and_bad_targets_are_named() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let daemon = start(&scratch);
+    daemon.client().deliver(&["ann@v.test"], &stamped("one"));
+    // Killed: what is in the log only has to be in the copy.
+    daemon.kill();
+    let copy = scratch.path("copy");
+    let copy_name = copy.display().to_string();
+    let line = done(&data, &["backup", &copy_name, "--json"]);
+    assert!(line.contains("\"messages\":1"), "{line}");
+    std::fs::write(copy.join("INCOMPLETE"), b"").unwrap();
+    let unfinished = refused(&scratch.path("x"), &["restore", "--from", &copy_name]);
+    assert!(unfinished.contains("was not finished"), "{unfinished}");
+    let nothing = refused(&scratch.path("x"), &["restore", "--from", "/usr/share"]);
+    assert!(nothing.contains("no backup"), "{nothing}");
+    std::fs::remove_file(copy.join("INCOMPLETE")).unwrap();
+    let full = refused(&data, &["restore", "--from", &copy_name]);
+    assert!(full.contains("is not empty"), "{full}");
+    let no_node = refused(
+        &scratch.path("nowhere"),
+        &["backup", &scratch.path("b").display().to_string()],
+    );
+    assert!(no_node.contains("STORE"), "{no_node}");
+    assert!(!scratch.path("b").join("INCOMPLETE").exists());
+}
+
+#[test]
+fn a_backup_ends_with_its_connection() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch);
+    let mut client = daemon.client();
+    let deadline = ringpost_daemon::client::Deadline::after(testkit::BOUND);
+    let hold = BackupRequest::Hold { id: 7, lease_s: 60 };
+    client.inner().backup(hold, deadline).unwrap();
+    until("the gauge", || daemon.metric("ringpost_backups") > 0.0);
+    let other = refused(
+        &scratch.data(),
+        &["backup", &scratch.path("copy").display().to_string()],
+    );
+    assert!(other.contains("another backup"), "{other}");
+    drop(client);
+    until("its end", || daemon.metric("ringpost_backups") < 1.0);
+    done(
+        &scratch.data(),
+        &["backup", &scratch.path("copy").display().to_string()],
+    );
+}
