@@ -15,6 +15,7 @@ use bytes::{Buf as _, Bytes};
 use nix::poll::{PollFd, PollFlags};
 use ringpost_netproto::error::Violation;
 use ringpost_netproto::frame::{RequestId, Status, Verdict};
+use ringpost_netproto::message::append::{AppendReply, AppendRequest};
 use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::deliver::{DeliverRequest, RecipientReply};
 use ringpost_netproto::message::fetch::FetchRequest;
@@ -341,6 +342,20 @@ impl Client {
         }
     }
 
+    /// Appends a message to a mailbox; it is durable when this returns.
+    pub fn append(
+        &mut self,
+        request: &AppendRequest,
+        body: &Bytes,
+        deadline: Deadline,
+    ) -> Result<AppendReply, ClientError> {
+        let id = self.when_ready(deadline, |session| session.append(request, body.clone()))?;
+        match self.answer(id, deadline)? {
+            Event::Appended { reply, .. } => Ok(reply),
+            other => unexpected(&other),
+        }
+    }
+
     /// Begins, prolongs or ends a backup.
     pub fn backup(
         &mut self,
@@ -434,6 +449,7 @@ impl Client {
 fn request_of(event: &Event) -> Option<RequestId> {
     match event {
         Event::Delivered { id, .. }
+        | Event::Appended { id, .. }
         | Event::Listed { id, .. }
         | Event::Mailboxes { id, .. }
         | Event::FetchBegin { id, .. }

@@ -192,3 +192,52 @@ fn a_backup_ends_with_its_connection() {
         &["backup", &scratch.path("copy").display().to_string()],
     );
 }
+
+#[test]
+fn one_users_mail_comes_back_once() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let daemon = start(&scratch);
+    let mail = ["one", "two", "three"].map(stamped);
+    let large = [stamped("large"), vec![b'x'; 300 << 10], b"\r\n".to_vec()].concat();
+    for message in mail.iter().chain([&large]) {
+        daemon
+            .client()
+            .deliver(&["ann@v.test", "bob@v.test"], message);
+    }
+    let copy = scratch.path("copy").display().to_string();
+    done(&data, &["backup", &copy]);
+    let there = done(&data, &["restore", "bob@v.test", "--from", &copy]);
+    assert!(
+        there.contains("INBOX: 0 restored, 4 there already"),
+        "{there}"
+    );
+    assert!(daemon.stop().success());
+
+    let elsewhere = Scratch::new();
+    let daemon = start(&elsewhere);
+    let restore = |words: &[&str]| {
+        let all = [&["restore", "bob@v.test", "--from", &copy], words].concat();
+        done(&elsewhere.data(), &all)
+    };
+    let first = restore(&[]);
+    assert!(first.contains("INBOX: 4 restored, 0 there"), "{first}");
+    let again = restore(&[]);
+    assert!(again.contains("INBOX: 0 restored, 4 there"), "{again}");
+    let below = restore(&["--folder", "Old"]);
+    assert!(below.contains("Old/INBOX: 4 restored"), "{below}");
+    let mut client = daemon.client();
+    assert_eq!(client.count("bob@v.test"), 4);
+    for (uid, message) in (1..).zip(mail.iter().chain([&large])) {
+        assert_eq!(client.fetch("bob@v.test", uid), *message, "uid {uid}");
+    }
+    let nobody = refused(
+        &elsewhere.data(),
+        &["restore", "eve@v.test", "--from", &copy],
+    );
+    assert!(nobody.contains("no such user"), "{nobody}");
+    // The backup itself can be read.
+    let mbox = done(Path::new(&copy), &["export", "bob@v.test"]);
+    assert_eq!(mbox.matches("Subject: ").count(), 4, "{mbox}");
+    assert!(daemon.stop().success());
+}

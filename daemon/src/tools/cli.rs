@@ -129,7 +129,13 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
         Command::Backup { directory, verify } => {
             return backup::backup(&options.global, directory, *verify, output);
         }
-        Command::Restore { from, verify } => {
+        Command::Restore {
+            user: Some(user),
+            from,
+            folder,
+            ..
+        } => return restore::user(&options.global, from, user, folder.as_deref(), output),
+        Command::Restore { from, verify, .. } => {
             return restore::node(&options.global, from, *verify, output);
         }
         Command::Check { level } => return check::check(&options.global, *level, output),

@@ -77,7 +77,7 @@ impl Source {
             return Err(why);
         }
         let data = data_dir(global);
-        let lock = lock(&data, Hold::Shared)?;
+        let lock = lock(&data, Hold::Shared, "ask it with --to ADDRESS, or stop it")?;
         Ok(Self::Nobody { data, _lock: lock })
     }
 

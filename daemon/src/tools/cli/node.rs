@@ -11,6 +11,7 @@ use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::Uid;
 use ringpost_netproto::limits::LIST_ENTRIES_MAX;
 use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::append::AppendRequest;
 use ringpost_netproto::message::backup::BackupRequest;
 use ringpost_netproto::message::fetch::FetchRequest;
 use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
@@ -21,6 +22,7 @@ use ringpost_netproto::version::{Role, StoreId};
 
 use super::Failure;
 use super::options::Global;
+use super::restore::user::Guids;
 use crate::client::{Address, Client, ClientError, Deadline, Patience};
 
 /// Below a data directory.
@@ -144,6 +146,47 @@ impl Node {
     /// The connection itself.
     pub fn client_mut(&mut self) -> &mut Client {
         &mut self.client
+    }
+
+    /// Appends a message.
+    pub fn append(
+        &mut self,
+        user: &OsStr,
+        request: &AppendRequest,
+        body: &Bytes,
+    ) -> Result<(), Failure> {
+        let deadline = self.deadline();
+        self.client
+            .append(request, body, deadline)
+            .map(|_reply| ())
+            .map_err(|error| refused(&error, user, Some(&request.mailbox)))
+    }
+
+    /// The guids in a mailbox; none if there is no such user or mailbox.
+    pub fn guids_in(&mut self, user: &OsStr, mailbox: &MailboxRef) -> Result<Guids, Failure> {
+        let mut found = Guids::new();
+        let mut after_uid = 0;
+        loop {
+            let request = ListRequest {
+                user: bytes(user),
+                mailbox: mailbox.clone(),
+                after_uid,
+                entries_max: u32::try_from(LIST_ENTRIES_MAX).unwrap_or(u32::MAX),
+            };
+            let deadline = self.deadline();
+            let page = match self.client.list(&request, deadline) {
+                Ok(page) => page,
+                Err(error) if matches!(error.status(), Status::NoUser | Status::NoMailbox) => {
+                    return Ok(found);
+                }
+                Err(error) => return Err(refused(&error, user, Some(mailbox))),
+            };
+            found.extend(page.entries.iter().map(|entry| entry.guid.bytes()));
+            match page.entries.last().map(|entry| entry.uid.value()) {
+                Some(last) if page.more == More::Yes && last > after_uid => after_uid = last,
+                _ => return Ok(found),
+            }
+        }
     }
 
     /// Begins, prolongs or ends a backup.

@@ -92,8 +92,14 @@ pub enum Command {
         #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Depth::Checksums)]
         verify: Depth,
     },
-    /// Make a node's data directory out of a backup; it is missing or empty
+    /// Make a node's data directory, missing or empty, out of a backup; with USER, put that user's mail
+    /// that is missing back into a node that runs
     Restore {
+        /// Canonical user name
+        user: Option<OsString>,
+        /// Put the mailboxes below this one instead of where they were
+        #[arg(long, value_name = "NAME", requires = "user")]
+        folder: Option<OsString>,
         /// The backup
         #[arg(long, value_name = "DIR")]
         from: PathBuf,

@@ -1,4 +1,4 @@
-//! `restore`: a node's data directory out of a backup.
+//! `restore`: a node's data directory out of a backup, or one user's mail into a node that runs.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -13,6 +13,10 @@ use super::options::{Depth, Global};
 use super::show::json as print_json;
 use super::{Failure, Form, Output};
 use crate::exit::Code;
+
+pub mod user;
+
+pub use user::user;
 
 /// Copies a backup into the data directory that the options name, which is missing or empty, and checks
 /// it. What a daemon finds there is what a crash at the time of the backup would have left.

@@ -1,0 +1,198 @@
+//! One user out of a backup, into a node that runs: what its mailboxes lack, with flags, keywords, date
+//! and guid. What is there stays as it is, so that a restore that was cut off is done again.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use ringpost_engine::check::DirTree;
+use ringpost_engine::offline::{Offline, OfflineUser};
+use ringpost_engine::request::{ListEntry, MailboxStatus, More};
+use ringpost_netproto::limits::LIST_ENTRIES_MAX;
+use ringpost_netproto::message::MailboxRef;
+use ringpost_netproto::message::append::{AppendRequest, Missing};
+use serde_json::json;
+
+use crate::exit::Code;
+use crate::tools::cli::backup::refuse_incomplete;
+use crate::tools::cli::check::Bar;
+use crate::tools::cli::node::{Node, bytes};
+use crate::tools::cli::options::Global;
+use crate::tools::cli::show::json as print_json;
+use crate::tools::cli::{Failure, Form, Output};
+
+/// Counts of one mailbox.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    restored: u64,
+    there: u64,
+    damaged: u64,
+}
+
+/// Puts the mail of `user` in the backup `from` that the node lacks into the mailboxes where it was, or
+/// into mailboxes of these names below `folder`.
+pub fn user(
+    global: &Global,
+    from: &Path,
+    user: &OsStr,
+    folder: Option<&OsStr>,
+    output: &mut Output,
+) -> Result<Code, Failure> {
+    refuse_incomplete(from)?;
+    let mut node = Node::connect(global)?;
+    let tree = DirTree::new(from);
+    let bar = Bar::new();
+    let offline = Offline::open(&tree, &mut |progress| bar.show(progress));
+    bar.end();
+    let offline = offline.map_err(|error| said(from, &error))?;
+    let found = offline.user(user.as_bytes());
+    let found = found.map_err(|error| said(from, &error))?;
+    let mailboxes = found.mailboxes();
+    let count = mailboxes.iter().map(|m| u64::from(m.messages_count)).sum();
+    let bar = ProgressBar::new(count);
+    if let Ok(style) = ProgressStyle::with_template("{pos} of {len} messages {wide_bar} {eta} left")
+    {
+        bar.set_style(style);
+    }
+    let mut restore = Restore {
+        node: &mut node,
+        found: &found,
+        user,
+        bar: &bar,
+    };
+    let mut damaged = 0;
+    for mailbox in &mailboxes {
+        let name = match folder {
+            Some(folder) => [folder.as_bytes(), b"/", mailbox.name.as_bytes()].concat(),
+            None => mailbox.name.clone().into_bytes(),
+        };
+        let counts = restore.mailbox(mailbox, &Bytes::from(name.clone()))?;
+        damaged += counts.damaged;
+        say(&name, counts, output)?;
+    }
+    bar.finish_and_clear();
+    let whole = damaged == 0 && offline.damages().is_empty();
+    Ok(if whole { Code::Done } else { Code::Failed })
+}
+
+fn said(from: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Said(format!("{}: {error}", from.display()))
+}
+
+fn say(name: &[u8], counts: Counts, output: &mut Output) -> Result<(), Failure> {
+    let name = ringpost_netproto::message::printable(name);
+    let Counts {
+        restored,
+        there,
+        damaged,
+    } = counts;
+    if output.form == Form::Json {
+        return print_json(
+            output,
+            &json!({
+                "mailbox": name,
+                "restored": restored,
+                "there_already": there,
+                "damaged": damaged,
+            }),
+        );
+    }
+    write!(
+        output.writer,
+        "{name}: {restored} restored, {there} there already"
+    )?;
+    if damaged > 0 {
+        write!(output.writer, ", {damaged} DAMAGED in the backup")?;
+    }
+    writeln!(output.writer)?;
+    Ok(())
+}
+
+struct Restore<'a> {
+    node: &'a mut Node,
+    found: &'a OfflineUser<'a>,
+    user: &'a OsStr,
+    bar: &'a ProgressBar,
+}
+
+impl Restore<'_> {
+    fn mailbox(&mut self, mailbox: &MailboxStatus, name: &Bytes) -> Result<Counts, Failure> {
+        let to = MailboxRef::Name(name.clone());
+        let mut there = self.node.guids_in(self.user, &to)?;
+        let mut counts = Counts::default();
+        let mut after = 0;
+        loop {
+            let page = self
+                .found
+                .list(mailbox.mailbox, after, LIST_ENTRIES_MAX)
+                .map_err(|error| Failure::Said(error.to_string()))?;
+            for entry in &page.entries {
+                after = entry.uid.value();
+                self.bar.inc(1);
+                if there.insert(entry.guid.bytes()) {
+                    self.message(mailbox, &to, entry, &mut counts)?;
+                } else {
+                    counts.there += 1;
+                }
+            }
+            if page.more == More::No || page.entries.is_empty() {
+                return Ok(counts);
+            }
+        }
+    }
+
+    fn message(
+        &mut self,
+        mailbox: &MailboxStatus,
+        to: &MailboxRef,
+        entry: &ListEntry,
+        counts: &mut Counts,
+    ) -> Result<(), Failure> {
+        let mut message = Vec::new();
+        let fetched = self
+            .found
+            .fetch(mailbox.mailbox, entry.uid, &mut |_, data| {
+                message.extend_from_slice(&data);
+                true
+            });
+        if let Err(error) = fetched {
+            counts.damaged += 1;
+            let line = format!(
+                "ringpost: {}, uid {}: left out: {error}",
+                mailbox.name,
+                entry.uid.value()
+            );
+            // Whoever closed standard error does not want to know.
+            drop(writeln!(std::io::stderr(), "{line}"));
+            return Ok(());
+        }
+        let is_set = |bit: &usize| entry.keywords >> bit & 1 == 1;
+        let keywords = mailbox.keywords.iter().enumerate();
+        let keywords = keywords.filter(|(bit, _)| is_set(bit));
+        let request = AppendRequest {
+            user: bytes(self.user),
+            mailbox: to.clone(),
+            missing: Missing::Create,
+            sender: Bytes::new(),
+            flags: entry.flags,
+            keywords: keywords
+                .map(|(_, word)| Bytes::copy_from_slice(word.as_bytes()))
+                .collect(),
+            internal_date: Some(entry.internal_date),
+            dedupe_id: Some(entry.guid),
+            deadline_ms: 0,
+            size_hint: u64::try_from(message.len()).ok(),
+        };
+        self.node
+            .append(self.user, &request, &Bytes::from(message))?;
+        counts.restored += 1;
+        Ok(())
+    }
+}
+
+/// Guids of messages.
+pub(in crate::tools::cli) type Guids = BTreeSet<[u8; 16]>;
