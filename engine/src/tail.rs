@@ -122,7 +122,9 @@ enum Way {
 pub(crate) enum Existence {
     /// No record names it.
     Absent,
-    /// Its create record is written, or its info file exists.
+    /// Its create record is on its way into the log; nobody sees anything of it.
+    Coming,
+    /// Its create record is durable, or its info file exists.
     Created,
 }
 

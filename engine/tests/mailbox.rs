@@ -576,3 +576,22 @@ fn a_mailbox_filled_and_emptied_many_times_keeps_its_numbers_right() {
     bench.checkpoint();
     assert!(bench.check().is_sound());
 }
+
+#[test]
+fn a_user_whose_first_message_is_on_its_way_is_unknown_and_not_damaged() {
+    for steps in 0..40 {
+        let mut bench = Bench::new(ShardConfig::tiny());
+        bench.append(&["bob"], 1, &message(1, 300));
+        for _step in 0..steps {
+            bench.poll();
+            bench.pass_time();
+        }
+        match bench.list("bob") {
+            Err(Refused::NoSuchUser) => {}
+            found => assert_eq!(found.unwrap().entries.len(), 1, "after {steps} steps"),
+        }
+        let alarm = |event: &Event| matches!(event, Event::Notice(_));
+        assert!(!bench.events.iter().any(alarm), "after {steps} steps");
+        assert_eq!(bench.list("bob").unwrap().entries.len(), 1);
+    }
+}

@@ -152,11 +152,11 @@ impl<I: Io> Shard<I> {
         let user = self.users.get_mut(index);
         let seed = user.seed(1);
         let Some(live) = user.live_mut() else { return };
-        if live.tail.existence == Existence::Created {
+        if live.tail.existence != Existence::Absent {
             return;
         }
         let tail = &mut live.tail;
-        tail.existence = Existence::Created;
+        tail.existence = Existence::Coming;
         let modseq = next_modseq(tail, epoch);
         let name = Bytes::copy_from_slice(name);
         let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();

@@ -258,7 +258,7 @@ impl<I: Io> Shard<I> {
             .unwritten()
             .any(|entry| matches!(entry.what, What::Create { .. }));
         let generation = match user.live() {
-            Some(live) if live.tail.existence == Existence::Absent || fresh => None,
+            Some(live) if live.tail.existence != Existence::Created || fresh => None,
             Some(live) => Some(live.tail.generation),
             None => loading.listing.generation,
         };

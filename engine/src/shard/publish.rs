@@ -13,7 +13,7 @@ use crate::io::Io;
 use crate::pending::{Entry, What};
 use crate::position::DurableTo;
 use crate::request::{Event, Now, Outcome};
-use crate::tail::Usage;
+use crate::tail::{Existence, Usage};
 use crate::user::{Lag, Live, State};
 
 impl<I: Io> Shard<I> {
@@ -184,6 +184,9 @@ impl<I: Io> Shard<I> {
 /// Shows readers what an entry says; gives whether it changes mailboxes.
 fn show(live: &mut Live, entry: &Entry, seed: Seed, dead: &mut Vec<DeadFile>) -> Lag {
     let mut folders = Lag::No;
+    if let What::Create { .. } = &entry.what {
+        live.tail.existence = Existence::Created;
+    }
     if let What::Runs(runs) = &entry.what {
         for run in Runs::new(runs, seed, entry.slot).reserved(Reserved::Unknown) {
             let run = run.run.expect("encoded by this shard");
