@@ -378,6 +378,19 @@ impl Client {
         }
     }
 
+    /// Lets the node scrub a user, or all that it has; what it found, when that is done.
+    pub fn scrub(
+        &mut self,
+        user: Option<&[u8]>,
+        deadline: Deadline,
+    ) -> Result<Vec<ReportField>, ClientError> {
+        let id = self.when_ready(deadline, |session| session.scrub(user))?;
+        match self.answer(id, deadline)? {
+            Event::Scrubbed { fields, .. } => Ok(fields),
+            other => unexpected(&other),
+        }
+    }
+
     /// Begins to fetch a message; its bytes come with [`fetched`](Self::fetched).
     pub fn fetch(
         &mut self,
@@ -457,6 +470,7 @@ fn request_of(event: &Event) -> Option<RequestId> {
         | Event::FetchEnd { id, .. }
         | Event::Status { id, .. }
         | Event::Backup { id, .. }
+        | Event::Scrubbed { id, .. }
         | Event::Pong { id }
         | Event::Failed { id, .. } => Some(*id),
         _ => None,

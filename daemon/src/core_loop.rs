@@ -31,6 +31,7 @@ use crate::letter::{Answer, CoreReport, Door, DoorReport, Guest, Letter, Setting
 use crate::mesh::{Endpoint, Wake};
 use crate::rt;
 use crate::shard_host::ShardHost;
+use crate::status;
 
 /// How often connections are looked at for time-outs.
 const TICK: Duration = Duration::from_millis(500);
@@ -313,6 +314,7 @@ impl Core {
             | Event::MailboxChanged { ticket, .. }
             | Event::BackupBegun { ticket, .. }
             | Event::BackupEnded { ticket, .. }
+            | Event::Scrubbed { ticket, .. }
             | Event::Checkpointed { ticket, .. }
             | Event::Drained { ticket, .. } => *ticket,
             Event::Notice(notice) => return self.log_notice(notice),
@@ -365,6 +367,11 @@ impl Core {
                 core,
                 %corrupt,
                 "damaged bytes are not served; stop the daemon and run `ringpost repair --dry-run`"
+            ),
+            Notice::Damaged(damage) => tracing::error!(
+                core,
+                damage = status::damage(damage),
+                "the scrub found damage; it is not served"
             ),
             Notice::DiskLow {
                 free_bytes,
@@ -476,6 +483,7 @@ impl Core {
         CoreReport {
             core: self.index,
             shard: self.host.borrow().metrics(),
+            damaged: self.host.borrow().damaged(),
             doors: [self.doors[0].get(), self.doors[1].get()],
             asked: self.remote.borrow().len(),
             mesh_backlog: self.endpoint.borrow().backlog(),

@@ -127,6 +127,9 @@ pub struct Settings {
     pub return_path: bool,
 }
 
+/// Damaged places that a core's report names; how many there are stands in its numbers.
+pub const DAMAGED_SHOWN_MAX: usize = 50;
+
 /// The numbers of one core at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct CoreReport {
@@ -136,6 +139,8 @@ pub struct CoreReport {
     pub shard: Metrics,
     /// Its doors', by [`Door`].
     pub doors: [DoorReport; 2],
+    /// Damaged places that its scrub knows, as sentences; at most [`DAMAGED_SHOWN_MAX`].
+    pub damaged: Vec<String>,
     /// Requests to other cores without an answer.
     pub asked: usize,
     /// Letters that wait since a receiver is behind.

@@ -13,6 +13,8 @@ use ringpost_engine::request::{Event, MonotonicNs, Now, Refused, Request, Ticket
 use ringpost_engine::{Shard, ShardIdentity};
 
 use crate::clock;
+use crate::letter::DAMAGED_SHOWN_MAX;
+use crate::status;
 
 /// The shard of a core. Lives on the thread that opened it.
 pub struct ShardHost {
@@ -55,6 +57,12 @@ impl ShardHost {
         }
         let shard = Shard::open(io, identity, config, seed, clock::now())?;
         Ok(Self { shard })
+    }
+
+    /// Damaged places that the scrub knows, the first as sentences.
+    pub fn damaged(&self) -> Vec<String> {
+        let shown = self.shard.damages().take(DAMAGED_SHOWN_MAX);
+        shown.map(status::damage).collect()
     }
 
     /// For waiting until a poll brings something.

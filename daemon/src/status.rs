@@ -1,10 +1,13 @@
 //! A node's report about itself, as names and values: `ringpost status` and `/status` show the same.
 
 use ringpost_engine::metrics::{Metrics, Powers};
+use ringpost_engine::request::{Damage, Scrubbed};
+use ringpost_netproto::limits::TEXT_BYTES_MAX;
+use ringpost_netproto::message::printable;
 use ringpost_netproto::message::report::ReportField;
 
 use crate::config::Config;
-use crate::letter::CoreReport;
+use crate::letter::{CoreReport, DAMAGED_SHOWN_MAX};
 
 /// All fields, in an order for people.
 pub fn fields(config: &Config, reports: &[CoreReport]) -> Vec<ReportField> {
@@ -42,12 +45,83 @@ pub fn fields(config: &Config, reports: &[CoreReport]) -> Vec<ReportField> {
     fields.put("recovered.bytes", sum(|shard| shard.recovered_bytes));
     fields.put("corrupt", sum(|shard| shard.corrupt));
     fields.put("disk.free_bytes", disk_free_bytes(reports));
+    fields.scrub(reports);
     fields.0
+}
+
+/// What a scrub that was asked for did, all cores together, and what is damaged.
+pub fn scrubbed(done: &Scrubbed, reports: &[CoreReport]) -> Vec<ReportField> {
+    let mut fields = Fields(Vec::new());
+    fields.put("scrub.users", done.users);
+    fields.put("scrub.messages", done.messages);
+    fields.put("scrub.bytes", done.bytes);
+    fields.put("scrub.damaged", done.damaged);
+    if done.damaged > 0 {
+        fields.damaged(reports);
+    }
+    fields.0
+}
+
+/// A damaged place as a sentence: whose, which message, file, offset, reason.
+pub fn damage(damage: &Damage) -> String {
+    let corrupt = &damage.corrupt;
+    let whose = match (damage.user.is_empty(), &damage.message) {
+        (true, _) => String::new(),
+        (false, None) => format!("index of {}: ", printable(&damage.user)),
+        (false, Some(message)) => format!(
+            "{} mailbox {} uid {} guid {}: ",
+            printable(&damage.user),
+            message.mailbox.value(),
+            message.uid.value(),
+            message.guid
+        ),
+    };
+    format!("{whose}{corrupt}")
 }
 
 struct Fields(Vec<ReportField>);
 
 impl Fields {
+    fn scrub(&mut self, reports: &[CoreReport]) {
+        let all = |of: fn(&Metrics) -> u64| reports.iter().map(move |report| of(&report.shard));
+        let sum = |of: fn(&Metrics) -> u64| all(of).sum::<u64>();
+        let cores = u64::try_from(reports.len().max(1)).unwrap_or(1);
+        let running = sum(|shard| shard.scrub_running);
+        let done = (cores - running.min(cores)) * 1_000;
+        let permille = if running == 0 {
+            0
+        } else {
+            (sum(|shard| shard.scrub_permille) + done) / cores
+        };
+        self.put("scrub.running", running);
+        self.put("scrub.permille", permille);
+        self.put(
+            "scrub.passes",
+            all(|shard| shard.scrub_passes).min().unwrap_or(0),
+        );
+        let took_ns = all(|shard| shard.scrub_pass_ns).max().unwrap_or(0);
+        self.put("scrub.pass_s", took_ns / 1_000_000_000);
+        let ended_ns = all(|shard| shard.scrub_ended_at_ns).min().unwrap_or(0);
+        self.put("scrub.ended_at", ended_ns / 1_000_000_000);
+        self.put("scrub.users", sum(|shard| shard.scrub_users));
+        self.put("scrub.messages", sum(|shard| shard.scrub_messages));
+        self.put("scrub.bytes", sum(|shard| shard.scrub_bytes));
+        self.put("scrub.damaged", sum(|shard| shard.scrub_damaged));
+        self.damaged(reports);
+    }
+
+    fn damaged(&mut self, reports: &[CoreReport]) {
+        let places = reports.iter().flat_map(|report| &report.damaged);
+        for (number, place) in (1..).zip(places.take(DAMAGED_SHOWN_MAX)) {
+            let number: u32 = number;
+            let end = place.floor_char_boundary(TEXT_BYTES_MAX);
+            self.put(
+                &format!("damaged.{number}"),
+                place.get(..end).unwrap_or_default(),
+            );
+        }
+    }
+
     fn put(&mut self, name: &str, value: impl std::fmt::Display) {
         self.0.push(ReportField {
             name: name.to_owned(),

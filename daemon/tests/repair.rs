@@ -121,3 +121,52 @@ fn a_damaged_message_is_named_set_aside_and_the_rest_is_served() {
     );
     assert!(daemon.stop().success());
 }
+
+#[test]
+fn a_scrub_names_what_rotted_and_only_that_is_not_served() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let settings = [SOCKET, "scrub_rate=off"];
+    let daemon = scratch.start_with(&settings);
+    for number in 1..=3 {
+        deliver(&data, number);
+    }
+    assert!(daemon.stop().success());
+    let (path, mut bytes) = files(&data)
+        .into_iter()
+        .find(|(path, _)| path.extension().is_some_and(|end| end == "mbox"))
+        .unwrap();
+    let text = b"the text of number 2";
+    let at = bytes.windows(text.len()).position(|w| w == text).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let daemon = scratch.start_with(&settings);
+    let idle = ringpost(&data, &["scrub"]);
+    assert_eq!(idle.status.code(), Some(0), "{idle:?}");
+    let pass = ringpost(&data, &["scrub", "--now"]);
+    assert_eq!(pass.status.code(), Some(1), "{pass:?}");
+    let said = said(&pass);
+    assert!(said.contains("scrub.messages\t3"), "{pass:?}");
+    assert!(said.contains("scrub.damaged\t1"), "{said}");
+    let named = ["bob@v.test mailbox 1 uid 2", "00000001.mbox at offset"];
+    for words in named {
+        assert!(said.contains(words), "{said}");
+        let status = ringpost(&data, &["status"]);
+        assert!(self::said(&status).contains(words), "{status:?}");
+    }
+    assert!(daemon.metric("ringpost_scrub_damaged") > 0.0);
+    let shown = |uid: &str| ringpost(&data, &["show", "bob@v.test", uid]);
+    assert_eq!(shown("2").status.code(), Some(1));
+    assert!(self::said(&shown("3")).contains("the text of number 3"));
+    let nobody = ringpost(&data, &["scrub", "nobody@v.test"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("no such user"));
+
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let again = ringpost(&data, &["scrub", "bob@v.test"]);
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    assert!(self::said(&shown("2")).contains("the text of number 2"));
+    assert!(daemon.words().contains("the scrub found damage"));
+    assert!(daemon.stop().success());
+}

@@ -42,6 +42,12 @@ pub struct ShardConfig {
     pub compact_bytes_per_s: u64,
     /// Whether log files are kept in `archive/` for point-in-time restore, and for how long.
     pub archive: Option<ArchiveLimits>,
+    /// A scrub reads at most so many bytes a second. What compactions write is paid from the same
+    /// purse, and first.
+    pub scrub_bytes_per_s: u64,
+    /// A pass of the scrub begins so long after the last one ended, in ns; `None`: only when it is
+    /// asked for.
+    pub scrub_interval_ns: Option<u64>,
     /// A user is compacted when so many bytes of its segments are dead (and 30 % of them), or a
     /// quarter as many of its info file (and 25 % of it).
     pub compact_bytes_min: u64,
@@ -88,6 +94,8 @@ impl Default for ShardConfig {
             reserve_bytes: 1 << 30,
             archive: None,
             compact_bytes_per_s: 8 << 20,
+            scrub_bytes_per_s: 8 << 20,
+            scrub_interval_ns: Some(24 * 3_600 * 1_000_000_000),
             compact_bytes_min: 256 << 10,
         }
     }
@@ -115,6 +123,8 @@ impl ShardConfig {
             reserve_bytes: 64 << 10,
             archive: None,
             compact_bytes_per_s: 4 << 20,
+            scrub_bytes_per_s: 4 << 20,
+            scrub_interval_ns: None,
             compact_bytes_min: 4 << 10,
         }
     }
@@ -183,8 +193,8 @@ impl ShardConfig {
             (self.dedupe_entries > 0, "dedupe_entries is above 0"),
             (self.tails_max > 0, "tails_max is above 0"),
             (
-                self.compact_bytes_per_s > 0,
-                "compact_bytes_per_s is above 0",
+                self.compact_bytes_per_s.min(self.scrub_bytes_per_s) > 0,
+                "the rates of compaction and scrub are above 0",
             ),
             (self.compact_bytes_min > 0, "compact_bytes_min is above 0"),
             (

@@ -47,6 +47,8 @@ pub enum CorruptReason {
     },
     /// Two files that must agree do not.
     Disagree(&'static str),
+    /// A scrub found it damaged before the store was opened.
+    Quarantined,
 }
 
 impl fmt::Display for CorruptReason {
@@ -73,6 +75,7 @@ impl fmt::Display for CorruptReason {
                 write!(f, "cannot be read: {} (errno {errno})", name.desc())
             }
             Self::Disagree(what) => write!(f, "two files disagree: {what}"),
+            Self::Quarantined => f.write_str("an earlier scrub found it damaged"),
         }
     }
 }

@@ -87,6 +87,16 @@ pub struct Metrics {
     pub compact_freed_bytes: u64,
     /// Nanoseconds of the last compaction.
     pub compaction_ns: u64,
+    /// Users whose files a scrub read.
+    pub scrub_users: u64,
+    /// Messages that a scrub compared with their checksum and the index.
+    pub scrub_messages: u64,
+    /// Bytes that a scrub read.
+    pub scrub_bytes: u64,
+    /// Whole passes of the scrub.
+    pub scrub_passes: u64,
+    /// Nanoseconds of the last whole pass, pauses and restarts included.
+    pub scrub_pass_ns: u64,
     /// Unlinks of files in which nothing was alive.
     pub files_unlinked: u64,
     /// Part files removed that no record named.
@@ -116,6 +126,14 @@ pub struct Metrics {
     pub index_bytes: u64,
     /// Gauge: bytes that the files of resident users hold for nothing.
     pub garbage_bytes: u64,
+    /// Gauge: damaged places that a scrub found and that were not whole since.
+    pub scrub_damaged: u64,
+    /// Gauge: thousandths of the partitions that the running pass has behind it; 0 if none runs.
+    pub scrub_permille: u64,
+    /// Gauge: passes of the scrub under way, 0 or 1.
+    pub scrub_running: u64,
+    /// Gauge: wall clock of the last whole pass's end, ns; 0 if there was none.
+    pub scrub_ended_at_ns: u64,
     /// Gauge: requests without an answer.
     pub tickets: u64,
     /// Gauge: snapshots open.

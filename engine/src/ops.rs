@@ -48,6 +48,10 @@ pub(crate) enum Purpose {
     Compact,
     /// A step of a log file's way into the archive.
     Archive,
+    /// A step of the scrub.
+    Scrub,
+    /// The scrub's file.
+    ScrubFile,
     /// Free space.
     Space,
     /// Tidying whose failure harms nothing: closing, unlinking what no record names.

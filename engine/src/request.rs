@@ -6,6 +6,7 @@
 mod answer;
 mod flags;
 mod mailbox;
+mod scrub;
 mod uids;
 
 pub use answer::{Compacted, Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
@@ -14,6 +15,7 @@ pub use mailbox::{
     Changed, ChangesPage, Copied, Horizon, MailboxChange, MailboxChanged, QuotaLimits, Snapshot,
     SnapshotId, Subscribed, Which,
 };
+pub use scrub::{Damage, DamagedMessage, ScrubWhat, Scrubbed};
 pub use uids::{UidRange, UidSet};
 
 use std::sync::Arc;
@@ -296,6 +298,13 @@ pub enum Request {
     BackupEnd {
         /// As begun.
         id: u64,
+    },
+    /// Read what is on disk and compare it with its checksums, not faster than
+    /// `scrub_bytes_per_s`. Answered when it is done, which for all of a shard may take hours.
+    /// [`Event::Scrubbed`].
+    Scrub {
+        /// What.
+        what: ScrubWhat,
     },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,

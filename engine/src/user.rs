@@ -126,6 +126,8 @@ pub(crate) enum Waiter {
     Compact(usize),
     /// Index of a change.
     Change(usize),
+    /// The scrub.
+    Scrub,
 }
 
 impl User {

@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod list;
 pub mod mailbox;
 pub mod report;
+pub mod scrub;
 pub mod stream;
 
 use alloc::string::String;

@@ -50,6 +50,7 @@ pub const STRUCTS: &[Layout] = &[
     crate::message::append::KeywordRow::LAYOUT,
     crate::message::append::AppendReplyMeta::LAYOUT,
     crate::message::backup::BackupMeta::LAYOUT,
+    crate::message::scrub::ScrubMeta::LAYOUT,
 ];
 
 /// Declares a wire struct as its offset table: `OFFSET name: type`, with the whole length in

@@ -18,6 +18,7 @@ use ringpost_netproto::message::fetch::{self, FetchRequest};
 use ringpost_netproto::message::list::{ListPage, ListRequest};
 use ringpost_netproto::message::mailbox::{self, MailboxStatus};
 use ringpost_netproto::message::report::ReportField;
+use ringpost_netproto::message::scrub;
 use ringpost_netproto::message::stream::decode_end;
 use ringpost_netproto::version::{Hello, Role};
 use zerocopy::IntoBytes;
@@ -110,7 +111,10 @@ fn payload_again(frame: &Frame) -> Result<(Bytes, usize), Fault> {
             fetch::encode_head(&fetch::decode_head(frame)?, &mut out)
         }
         (Opcode::Backup, Kind::Request) => BackupRequest::decode(frame)?.encode(&mut out),
-        (Opcode::Status | Opcode::Backup, Kind::Response) => {
+        (Opcode::Scrub, Kind::Request) => {
+            scrub::encode_request(scrub::decode_request(frame)?.as_deref(), &mut out)
+        }
+        (Opcode::Status | Opcode::Backup | Opcode::Scrub, Kind::Response) => {
             ReportField::encode_all(&ReportField::decode_all(frame)?, &mut out)
         }
         _ => {

@@ -170,6 +170,26 @@ const COUNTERS: &[Sum] = &[
         of: |m| m.compact_freed_bytes,
     },
     Sum {
+        name: "scrub_users",
+        help: "Users whose files a scrub read",
+        of: |m| m.scrub_users,
+    },
+    Sum {
+        name: "scrub_messages",
+        help: "Messages that a scrub compared with checksum and index",
+        of: |m| m.scrub_messages,
+    },
+    Sum {
+        name: "scrub_bytes",
+        help: "Bytes that a scrub read",
+        of: |m| m.scrub_bytes,
+    },
+    Sum {
+        name: "scrub_passes",
+        help: "Whole passes of the scrub",
+        of: |m| m.scrub_passes,
+    },
+    Sum {
         name: "files_unlinked",
         help: "Files unlinked in which nothing was alive",
         of: |m| m.files_unlinked,
@@ -231,6 +251,16 @@ const GAUGES: &[Sum] = &[
         name: "garbage_bytes",
         help: "Bytes that the files of users in memory hold for nothing",
         of: |m| m.garbage_bytes,
+    },
+    Sum {
+        name: "scrub_damaged",
+        help: "Damaged places that a scrub found and that were not whole since",
+        of: |m| m.scrub_damaged,
+    },
+    Sum {
+        name: "scrub_running",
+        help: "Cores with a pass of the scrub under way",
+        of: |m| m.scrub_running,
     },
     Sum {
         name: "open_requests",

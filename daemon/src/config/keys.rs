@@ -42,6 +42,9 @@ const MEMORY_MIN: u64 = 64 << 20;
 /// Slower than this a mailbox of a gibibyte would take a day.
 const COMPACTION_RATE_MIN: u64 = 64 << 10;
 
+/// How fast a scrub is that somebody asks for where none runs by itself.
+const SCRUB_RATE_ASKED: u64 = 8 << 20;
+
 /// Most cores that one node uses: a log id has two digits.
 const CORES_MAX: usize = 255;
 
@@ -270,6 +273,24 @@ pub const KEYS: &[Key] = &[
         show: |config| show_size(config.compaction_rate),
     },
     Key {
+        name: "scrub_rate",
+        default: "8 MiB",
+        doc: "How many bytes a second one core reads at most to compare all mail with its checksums, \
+              once a day. `off`: only when `ringpost scrub` asks for it.",
+        reload: Reload::Restart,
+        set: |config, text| {
+            config.scrub_rate = (text != "off")
+                .then(|| at_least(parse_size(text)?, COMPACTION_RATE_MIN))
+                .transpose()?;
+            Ok(())
+        },
+        show: |config| {
+            config
+                .scrub_rate
+                .map_or_else(|| "off".to_owned(), show_size)
+        },
+    },
+    Key {
         name: "connections_max",
         default: "10000",
         doc: "Connections at a time, all doors together, and never more than half of the open-file \
@@ -349,6 +370,7 @@ pub(super) fn blank() -> Config {
         checkpoint_interval: std::time::Duration::ZERO,
         disk_reserve: 0,
         compaction_rate: 0,
+        scrub_rate: None,
         connections_max: 0,
         idle_timeout: std::time::Duration::ZERO,
         drain_timeout: std::time::Duration::ZERO,
@@ -424,6 +446,10 @@ impl Config {
             checkpoint_sync: CheckpointSync::Auto,
             reserve_bytes: self.disk_reserve,
             compact_bytes_per_s: self.compaction_rate,
+            scrub_bytes_per_s: self.scrub_rate.unwrap_or(SCRUB_RATE_ASKED),
+            scrub_interval_ns: self
+                .scrub_rate
+                .and(ShardConfig::default().scrub_interval_ns),
             ..ShardConfig::default()
         }
     }

@@ -52,6 +52,8 @@ pub struct Config {
     pub disk_reserve: u64,
     /// Bytes a second that one core's compactions write at most.
     pub compaction_rate: u64,
+    /// Bytes a second that one core's scrub reads at most; `None`: it reads only when asked.
+    pub scrub_rate: Option<u64>,
     /// Connections at a time.
     pub connections_max: usize,
     /// A silent connection is closed after this.

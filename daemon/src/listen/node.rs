@@ -389,6 +389,7 @@ impl Session for NodeSession {
     }
 
     fn close_when_done(&self) {
+        self.end_scrubs();
         self.session
             .borrow_mut()
             .drain(Status::Stopping, "the node is stopping");

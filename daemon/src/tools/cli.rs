@@ -12,6 +12,7 @@ pub mod node;
 pub mod options;
 pub mod repair;
 pub mod restore;
+pub mod scrub;
 pub mod show;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use self::node::{Mail, Node, Source};
 pub use self::options::Options;
 use self::options::{Command, ConfigCommand};
 use self::repair::Mode;
+use self::scrub::Wish;
 use crate::client::{ClientError, plain};
 use crate::config::Config;
 use crate::exit::Code;
@@ -142,6 +144,14 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
         Command::Repair { dry_run } => {
             let mode = if *dry_run { Mode::Plan } else { Mode::Do };
             return repair::repair(&options.global, mode, output);
+        }
+        Command::Scrub { now, user } => {
+            let wish = match user {
+                Some(user) => Wish::User(user),
+                None if *now => Wish::All,
+                None => Wish::Known,
+            };
+            return scrub::scrub(&options.global, wish, output);
         }
         Command::Config {
             command: ConfigCommand::Check { file },

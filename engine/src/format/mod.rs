@@ -52,6 +52,7 @@ pub mod info;
 pub mod log_file;
 pub mod parts;
 pub mod record;
+pub mod scrub;
 pub mod store_file;
 pub mod store_line;
 pub mod superblock;

@@ -133,6 +133,11 @@ impl RelPath {
         Self::new(format!("archive/{log_id:02x}/{sequence:016x}.held"))
     }
 
+    /// `log/<id>/scrub`.
+    pub fn scrub(log_id: u32) -> Self {
+        Self::new(format!("log/{log_id:02x}/scrub"))
+    }
+
     /// `stage/<core>-<seq>.part`: a large message being received.
     pub fn stage(log_id: u32, sequence: u64) -> Self {
         Self::new(format!("stage/{log_id:02x}-{sequence:016x}.part"))

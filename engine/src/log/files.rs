@@ -275,6 +275,13 @@ impl Files {
             .after(self.payload_bytes())
     }
 
+    /// Number, handle and header of every file that recovery would need.
+    pub(crate) fn armed_headers(&self) -> impl Iterator<Item = (u32, FileId, LogFileHeader)> + '_ {
+        let needed = |file: &&LogFile| matches!(file.role, Role::Armed | Role::Live);
+        let needed = self.all.iter().filter(needed);
+        needed.filter_map(|file| Some((file.number, file.file, file.header?)))
+    }
+
     /// The salt of a live file.
     pub(crate) fn salt(&self, index: usize) -> u64 {
         self.header(index).salt

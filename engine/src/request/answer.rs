@@ -7,8 +7,8 @@ use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
 
 use super::BusyReason;
 use super::{
-    Changed, ChangesPage, Copied, MailboxChanged, Outcome, Refused, Snapshot, StageId, Subscribed,
-    Ticket,
+    Changed, ChangesPage, Copied, Damage, MailboxChanged, Outcome, Refused, Scrubbed, Snapshot,
+    StageId, Subscribed, Ticket,
 };
 use crate::error::{Corrupt, Fatal};
 use crate::format::info::SpecialUse;
@@ -145,6 +145,13 @@ pub enum Event {
         /// Bytes of log files that were held for it.
         result: Result<u64, Refused>,
     },
+    /// A scrub that was asked for is done.
+    Scrubbed {
+        /// Of the request.
+        ticket: Ticket,
+        /// What it did, or why not.
+        result: Result<Scrubbed, Refused>,
+    },
     /// A checkpoint that began at or after the request has ended.
     Checkpointed {
         /// Of the request.
@@ -172,6 +179,8 @@ pub enum Event {
 pub enum Notice {
     /// Damaged bytes were met; only what they held is affected.
     Corrupt(Arc<Corrupt>),
+    /// A scrub found damage that was not known. It is not served from now on.
+    Damaged(Arc<Damage>),
     /// The log ended in a frame that was being written when the node stopped; nobody was promised
     /// what it held.
     TornTail(Arc<Corrupt>),

@@ -432,7 +432,11 @@ impl<I: Io> Shard<I> {
 
     /// Whether work is open that a drain waits for.
     pub(super) fn has_work(&self) -> bool {
-        !self.appends.is_empty() || !self.changes.is_empty() || !self.compactor.is_idle()
+        let draining = matches!(self.phase, super::Phase::Draining(_));
+        !self.appends.is_empty()
+            || !self.changes.is_empty()
+            || !self.compactor.is_idle()
+            || (draining && !self.scrubber.is_idle())
     }
 }
 

@@ -153,6 +153,16 @@ impl Checkpoint {
         }
     }
 
+    /// Whether it needs the disk.
+    pub(super) fn is_working(&self) -> bool {
+        !matches!(self.state, State::Idle | State::Waiting(..))
+    }
+
+    /// Whether the superblock is being written.
+    pub(super) fn is_writing_super(&self) -> bool {
+        matches!(self.state, State::Super(_))
+    }
+
     /// Checkpoints ended since the shard was opened.
     pub(super) fn ended(&self) -> u64 {
         self.ended

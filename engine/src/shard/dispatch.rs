@@ -60,6 +60,7 @@ impl<I: Io> Shard<I> {
                 self.backup_begin(now, ticket, id, lease_ns)?;
             }
             Request::BackupEnd { id } => self.backup_end(ticket, id)?,
+            Request::Scrub { what } => self.submit_scrub(ticket, what)?,
             Request::Checkpoint => self.checkpoint.ask(ticket),
             Request::Drain => {
                 self.give_backup_up("the node stops");

@@ -192,6 +192,15 @@ impl<I: Io> Shard<I> {
     }
 
     fn open_file(&mut self, read: usize, msg: Msg, path: RelPath, other: Option<RelPath>) {
+        let user = self.reads.get(read).map(|open| self.users.get(open.user));
+        let known = user.and_then(|user| {
+            let message = (msg.mailbox, msg.uid);
+            self.scrubber.quarantined(user, message, &path)
+        });
+        if let Some(corrupt) = known {
+            self.fetched(read, Err(Refused::Damaged(corrupt)));
+            return;
+        }
         let op = Op::Open {
             path: path.clone(),
             mode: OpenMode::Read,

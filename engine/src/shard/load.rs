@@ -317,7 +317,7 @@ impl<I: Io> Shard<I> {
                 if user.name.is_none() {
                     user.name = name.or(asked);
                 }
-                let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_));
+                let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_) | Waiter::Scrub);
                 let reader = user.waiting.iter().any(waits);
                 let Folded {
                     tail,
@@ -465,7 +465,7 @@ impl<I: Io> Shard<I> {
             let waiting = std::mem::take(&mut user.waiting);
             for waiter in waiting {
                 match waiter {
-                    Waiter::Append(_) | Waiter::Compact(_) => {
+                    Waiter::Append(_) | Waiter::Compact(_) | Waiter::Scrub => {
                         self.users.get_mut(index).waiting.push_back(waiter);
                     }
                     Waiter::Read(read) => {
@@ -492,6 +492,7 @@ impl<I: Io> Shard<I> {
                 Waiter::Read(read) => self.read_wants(read, name.as_deref()),
                 Waiter::Change(change) => self.change_wants(change, name.as_deref()),
                 Waiter::Compact(asked) => self.compaction_wants(asked, name.as_deref()),
+                Waiter::Scrub => self.scrub_wants(name.as_deref()),
             };
             match (waiter, wants) {
                 (Waiter::Append(append), Wants::This) => self.append_user_loaded(append),
@@ -502,6 +503,8 @@ impl<I: Io> Shard<I> {
                 (Waiter::Change(change), Wants::Other) => self.change_moves(change),
                 (Waiter::Compact(asked), Wants::This) => self.compaction_user_loaded(asked),
                 (Waiter::Compact(asked), Wants::Other) => self.compaction_moves(asked),
+                (Waiter::Scrub, Wants::This) => self.scrub_user_loaded(),
+                (Waiter::Scrub, Wants::Other) => self.scrub_moves(),
             }
         }
         self.users.unpin(index);

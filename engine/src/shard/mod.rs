@@ -4,7 +4,7 @@
 //! seed are arguments. It belongs to one thread. What it promises stands in the crate's docs; where
 //! each part of it lives: `append`, `encode` and `publish` (batches), `large` and `stage` (messages with a file of their
 //! own), `change` (flags, expunge, copy, mailboxes), `load` (users from disk), `read`, `fetch`,
-//! `feed` and `snapshot`, `checkpoint`, `open` (recovery).
+//! `feed` and `snapshot`, `checkpoint`, `compact` and `scrub`, `open` (recovery).
 //! Descends from the thesis's work list and operation threads (3.1.3.1, 3.1.3.2).
 
 mod append;
@@ -21,8 +21,10 @@ mod load;
 mod open;
 mod partitions;
 mod publish;
+mod purse;
 pub(crate) mod read;
 mod room;
+mod scrub;
 mod snapshot;
 mod stage;
 mod writes;
@@ -63,7 +65,9 @@ use feed::Watch;
 use large::LargeStep;
 use load::Loading;
 use partitions::Partitions;
+use purse::Purse;
 use read::Read;
+use scrub::Scrubber;
 use snapshot::Snapshots;
 use stage::Stages;
 
@@ -181,6 +185,9 @@ pub struct Shard<I: Io> {
     checkpoint: Checkpoint,
     compactor: Compactor,
     backups: Backups,
+    scrubber: Scrubber,
+    /// Of compactor and scrubber.
+    purse: Purse,
     /// Numbers those who read files, so that none goes under them.
     readers_begun: u64,
     superblock: Superblock,
@@ -294,6 +301,7 @@ impl<I: Io> Shard<I> {
                 let (ops, positions) = (&mut self.ops, &mut self.positions);
                 self.log.seal(ops, positions, &mut self.metrics, now, seal);
                 self.tend(now);
+                self.tend_scrub(now);
             }
             if idle && !self.ops.has_fresh() {
                 break;
@@ -329,6 +337,7 @@ impl<I: Io> Shard<I> {
             space,
             self.compaction_due(),
             self.backups.due(),
+            self.scrub_due(),
         ]
         .into_iter()
         .flatten()
@@ -383,6 +392,8 @@ impl<I: Io> Shard<I> {
             Purpose::Compact => self.compaction_op_ended(now, result)?,
             Purpose::Copy(index, place) => self.copy_step(index, place, result)?,
             Purpose::Archive => self.archive_step(result)?,
+            Purpose::Scrub => self.scrub_step(now, result),
+            Purpose::ScrubFile => self.scrub_saved(),
             Purpose::Space => self.space_looked(now, result),
             Purpose::Tidy => {}
             Purpose::Opening => unreachable!("the shard is open"),
@@ -439,6 +450,7 @@ impl<I: Io> Shard<I> {
         self.metrics.disk_free_bytes = self.space.free_bytes;
         self.metrics.archive_bytes = self.backups.bytes();
         self.metrics.backups = u64::from(self.backups.is_running());
+        self.scrub_gauges();
     }
 
     fn accepts_mail(&self) -> Result<(), Refused> {
@@ -513,6 +525,7 @@ impl<I: Io> Shard<I> {
         self.refuse_reads();
         self.refuse_compactions();
         self.refuse_backup();
+        self.refuse_scrubs();
         self.refuse_watches();
         self.refuse_stages();
         self.refuse_checkpoints();

@@ -18,6 +18,8 @@ use super::backup::Backups;
 use super::checkpoint::{Checkpoint, NewFile, sealed};
 use super::compact::Compactor;
 use super::partitions::Partitions;
+use super::purse::Purse;
+use super::scrub::Scrubber;
 use super::snapshot::Snapshots;
 use super::stage::Stages;
 use super::{Looking, Phase, Shard, ShardIdentity, Space};
@@ -138,6 +140,8 @@ impl<I: Io> Shard<I> {
             checkpoint_at_ns: now.monotonic.value(),
             ..Metrics::default()
         };
+        let interval = config.scrub_interval_ns;
+        let scrubber = Scrubber::open(&mut ops, identity.log_id, interval, now);
         let mut shard = Self {
             ops,
             identity,
@@ -175,7 +179,9 @@ impl<I: Io> Shard<I> {
                 superblock.parts_sequence,
                 redo.new_dedupe_file,
             ),
-            compactor: Compactor::new(now.monotonic),
+            compactor: Compactor::new(),
+            scrubber,
+            purse: Purse::new(now.monotonic),
             backups,
             readers_begun: 0,
             superblock,

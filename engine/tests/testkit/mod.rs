@@ -391,6 +391,7 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::Compacted { ticket, .. }
         | Event::BackupBegun { ticket, .. }
         | Event::BackupEnded { ticket, .. }
+        | Event::Scrubbed { ticket, .. }
         | Event::Checkpointed { ticket, .. }
         | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,

@@ -72,6 +72,7 @@ fn events(server: &mut ServerSession) {
             Event::Mailboxes { id, .. } => server.mailboxes_reply(id, &[]),
             Event::Fetch { id, .. } => server.fail(id, Status::NoMessage, ""),
             Event::Status { id } => server.status_reply(id, &[]),
+            Event::Scrub { id, .. } => server.scrub_reply(id, &[]),
             _ => {}
         }
         while server.poll_transmit().is_some() {}

@@ -104,4 +104,5 @@ opcodes! {
     Status = 96 "STATUS" Yes,
     Trace = 97 "TRACE" Reserved,
     Backup = 98 "BACKUP" Yes,
+    Scrub = 100 "SCRUB" Yes,
 }

@@ -24,6 +24,7 @@ use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
 use crate::message::mailbox::{self, MailboxStatus};
 use crate::message::report::ReportField;
+use crate::message::scrub;
 use crate::message::stream::{BodySum, decode_end};
 use crate::message::{Fault, printable};
 use crate::version::Hello;
@@ -124,6 +125,13 @@ pub enum Event {
         /// Name and value.
         fields: Vec<ReportField>,
     },
+    /// A scrub that was asked for is done.
+    Scrubbed {
+        /// Of the request.
+        id: RequestId,
+        /// Name and value.
+        fields: Vec<ReportField>,
+    },
     /// The peer is alive.
     Pong {
         /// Of the ping.
@@ -165,6 +173,7 @@ enum Wants {
     FetchBody(BodySum),
     Report,
     Backup,
+    Scrub,
     Pong,
 }
 
@@ -178,6 +187,7 @@ impl Wants {
             Self::FetchHead | Self::FetchBody(_) => Opcode::Fetch,
             Self::Report => Opcode::Status,
             Self::Backup => Opcode::Backup,
+            Self::Scrub => Opcode::Scrub,
             Self::Pong => Opcode::Ping,
         }
     }
@@ -377,6 +387,11 @@ impl ClientSession {
     /// Begins, prolongs or ends a backup. [`Event::Backup`].
     pub fn backup(&mut self, request: BackupRequest) -> Result<RequestId, NotReady> {
         self.ask(Wants::Backup, |out| request.encode(out))
+    }
+
+    /// Asks the node to scrub a user, or all that it has. [`Event::Scrubbed`], perhaps hours later.
+    pub fn scrub(&mut self, user: Option<&[u8]>) -> Result<RequestId, NotReady> {
+        self.ask(Wants::Scrub, |out| scrub::encode_request(user, out))
     }
 
     /// Asks whether the peer is alive; needs no credit. [`Event::Pong`].
@@ -582,6 +597,10 @@ fn answer(id: RequestId, wants: &Wants, frame: &Frame) -> Result<Event, Fault> {
             fields: ReportField::decode_all(frame)?,
         },
         Wants::Backup => Event::Backup {
+            id,
+            fields: ReportField::decode_all(frame)?,
+        },
+        Wants::Scrub => Event::Scrubbed {
             id,
             fields: ReportField::decode_all(frame)?,
         },

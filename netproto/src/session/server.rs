@@ -22,6 +22,7 @@ use crate::message::fetch::{self, FetchRequest};
 use crate::message::list::{ListEntry, ListPage, ListRequest};
 use crate::message::mailbox::{self, MailboxStatus};
 use crate::message::report::ReportField;
+use crate::message::scrub;
 use crate::message::stream::{BodySum, decode_end};
 use crate::message::{Fault, bounded_text};
 use crate::version::Hello;
@@ -104,6 +105,13 @@ pub enum Event {
         id: RequestId,
         /// What is wanted.
         request: BackupRequest,
+    },
+    /// Answer with `scrub_reply` or `fail`.
+    Scrub {
+        /// To answer it.
+        id: RequestId,
+        /// Canonical user name; `None`: all that the node has.
+        user: Option<Bytes>,
     },
     /// The peer will make no more requests.
     GoAway {
@@ -215,7 +223,8 @@ impl ServerSession {
         | Event::Mailboxes { id, .. }
         | Event::Fetch { id, .. }
         | Event::Status { id }
-        | Event::Backup { id, .. } = &event
+        | Event::Backup { id, .. }
+        | Event::Scrub { id, .. } = &event
             && let Some(open) = self.open.get_mut(id)
         {
             open.stage = Stage::Read(Turn::Taken);
@@ -329,6 +338,13 @@ impl ServerSession {
     /// Answers [`Event::Backup`].
     pub fn backup_reply(&mut self, id: RequestId, fields: &[ReportField]) {
         self.answer_read(id, Opcode::Backup, |out| {
+            ReportField::encode_all(fields, out)
+        });
+    }
+
+    /// Answers [`Event::Scrub`].
+    pub fn scrub_reply(&mut self, id: RequestId, fields: &[ReportField]) {
+        self.answer_read(id, Opcode::Scrub, |out| {
             ReportField::encode_all(fields, out)
         });
     }
@@ -510,6 +526,11 @@ impl ServerSession {
                 self.reads.push_back(Event::Backup { id, request });
                 Stage::Read(Turn::Waiting)
             }
+            Opcode::Scrub => {
+                let user = scrub::decode_request(frame)?;
+                self.reads.push_back(Event::Scrub { id, user });
+                Stage::Read(Turn::Waiting)
+            }
             _ => {
                 return Err(Fault::Refused(
                     Status::Unsupported,
@@ -680,7 +701,8 @@ fn read_id(event: &Event) -> Option<RequestId> {
         | Event::Mailboxes { id, .. }
         | Event::Fetch { id, .. }
         | Event::Status { id }
-        | Event::Backup { id, .. } => Some(*id),
+        | Event::Backup { id, .. }
+        | Event::Scrub { id, .. } => Some(*id),
         _ => None,
     }
 }

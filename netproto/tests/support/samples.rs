@@ -15,6 +15,7 @@ use ringpost_netproto::message::fetch::{self, FetchRequest};
 use ringpost_netproto::message::list::{ListEntry, ListPage, ListRequest, More};
 use ringpost_netproto::message::mailbox::{self, MailboxStatus};
 use ringpost_netproto::message::report::ReportField;
+use ringpost_netproto::message::scrub;
 use ringpost_netproto::message::stream::BodySum;
 use ringpost_netproto::version::{ClusterId, Hello, Role, StoreId};
 use zerocopy::IntoBytes;
@@ -448,5 +449,30 @@ fn operator() -> Vec<(&'static str, Bytes)> {
 
 /// Every sample, by the name of its golden file.
 pub(crate) fn all() -> Vec<(&'static str, Bytes)> {
-    [connection(), deliver(), reading(), append(), operator()].concat()
+    [
+        connection(),
+        deliver(),
+        reading(),
+        append(),
+        operator(),
+        scrubbing(),
+    ]
+    .concat()
+}
+
+fn scrubbing() -> Vec<(&'static str, Bytes)> {
+    vec![
+        (
+            "scrub",
+            frame(request(Opcode::Scrub, 19), |out| {
+                scrub::encode_request(Some(b"bob"), out)
+            }),
+        ),
+        (
+            "scrub_reply",
+            frame(response(Opcode::Scrub, 19), |out| {
+                ReportField::encode_all(&fields(), out)
+            }),
+        ),
+    ]
 }

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use ringpost_engine::format::crc;
 use ringpost_engine::limits::FETCH_BYTES_MAX;
 use ringpost_engine::mbox::{Restorer, View};
-use ringpost_engine::request::{self as engine, Event as Answered, Fetched, Request};
+use ringpost_engine::request::{
+    self as engine, Event as Answered, Fetched, Refused, Request, ScrubWhat, Scrubbed,
+};
 use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::limits::BACKLOG_BYTES_SOFT;
@@ -48,6 +50,16 @@ enum Want {
     },
     Fetch(Fetch),
     Status,
+    Scrub(Scrub),
+}
+
+/// A scrub that was asked for.
+struct Scrub {
+    /// Cores that have not answered.
+    waiting: usize,
+    done: Scrubbed,
+    /// The first core that would not.
+    refused: Option<Refused>,
 }
 
 struct Fetch {
@@ -112,6 +124,7 @@ impl NodeSession {
                 self.reads.borrow_mut().0.insert(id, read);
                 self.core.ask_reports(self.me(), id.value());
             }
+            Event::Scrub { id, user } => self.scrub(id, user.as_ref()),
             other => tracing::debug!(?other, "an event of a newer session"),
         }
     }
@@ -192,7 +205,7 @@ impl NodeSession {
                     bytes_max: FETCH_BYTES_MAX,
                 }
             }
-            Want::Status => return,
+            Want::Status | Want::Scrub(_) => return,
         };
         drop(reads);
         self.core
@@ -214,6 +227,89 @@ impl NodeSession {
             .collect();
         for id in stalled {
             self.ask(id);
+        }
+    }
+
+    /// Asks the core of a user, or all of them, to scrub.
+    fn scrub(&self, id: RequestId, user: Option<&Bytes>) {
+        if self.trust != Trust::Read {
+            let text = "this user may only deliver (trusted_uids)";
+            return self.session.borrow_mut().fail(id, Status::NoUser, text);
+        }
+        let asked: Vec<(usize, ScrubWhat)> = match user {
+            None => (0..self.core.cores)
+                .map(|core| (core, ScrubWhat::All))
+                .collect(),
+            Some(name) => match self.reader_user(name) {
+                Some(user) => vec![(self.core.owner(&user), ScrubWhat::User(user))],
+                None => return self.fail(id, Status::NoUser, "no such user"),
+            },
+        };
+        let scrub = Scrub {
+            waiting: asked.len(),
+            done: Scrubbed::default(),
+            refused: None,
+        };
+        let read = Read {
+            user: None,
+            want: Want::Scrub(scrub),
+        };
+        self.reads.borrow_mut().0.insert(id, read);
+        for (core, what) in asked {
+            let waiter = Waiter::Reader(self.me(), id.value());
+            self.core.ask(core, Request::Scrub { what }, waiter);
+        }
+    }
+
+    /// One core answered; when all have, the reports name what is damaged.
+    fn scrubbed(&self, id: RequestId, result: Result<Scrubbed, Refused>) {
+        let mut reads = self.reads.borrow_mut();
+        let Some(Read {
+            want: Want::Scrub(scrub),
+            ..
+        }) = reads.0.get_mut(&id)
+        else {
+            return;
+        };
+        scrub.waiting -= 1;
+        match result {
+            Ok(done) => {
+                scrub.done.users += done.users;
+                scrub.done.messages += done.messages;
+                scrub.done.bytes += done.bytes;
+                scrub.done.damaged += done.damaged;
+            }
+            Err(refused) => {
+                scrub.refused.get_or_insert(refused);
+            }
+        }
+        if scrub.waiting > 0 {
+            return;
+        }
+        let refused = scrub.refused.take();
+        drop(reads);
+        match refused {
+            Some(refused) => self.fail(id, status_of(&refused), &refused.to_string()),
+            None => self.core.ask_reports(self.me(), id.value()),
+        }
+    }
+
+    fn is_scrub(&self, id: RequestId) -> bool {
+        let reads = self.reads.borrow();
+        let read = reads.0.get(&id);
+        read.is_some_and(|read| matches!(read.want, Want::Scrub(_)))
+    }
+
+    /// Nobody waits for a scrub when the doors close.
+    pub(super) fn end_scrubs(&self) {
+        let mut reads = self.reads.borrow_mut();
+        let scrubs = reads.0.iter();
+        let scrubs = scrubs.filter(|(_, read)| matches!(read.want, Want::Scrub(_)));
+        let scrubs: Vec<_> = scrubs.map(|(id, _)| *id).collect();
+        for id in scrubs {
+            reads.0.remove(&id);
+            let text = "the node is stopping";
+            self.session.borrow_mut().fail(id, Status::Stopping, text);
         }
     }
 
@@ -301,7 +397,7 @@ impl Want {
         match &mut self {
             Self::List { mailbox, .. } => *mailbox = id,
             Self::Fetch(fetch) => fetch.mailbox = id,
-            Self::Mailboxes | Self::Named(..) | Self::Status => {}
+            Self::Mailboxes | Self::Named(..) | Self::Status | Self::Scrub(_) => {}
         }
         self
     }
@@ -332,6 +428,10 @@ impl Reader for NodeSession {
                 self.fetched(id, piece);
                 None
             }
+            Answer::Event(Answered::Scrubbed { result, .. }) => {
+                self.scrubbed(id, result);
+                None
+            }
             Answer::Event(
                 Answered::Mailboxes {
                     result: Err(refused),
@@ -346,7 +446,14 @@ impl Reader for NodeSession {
                     ..
                 },
             )
-            | Answer::Refused(refused) => Some(refused),
+            | Answer::Refused(refused) => {
+                if self.is_scrub(id) {
+                    self.scrubbed(id, Err(refused));
+                    None
+                } else {
+                    Some(refused)
+                }
+            }
             Answer::Event(other) => unreachable!("not an answer to a reader: {other:?}"),
         };
         if let Some(refused) = refused {
@@ -359,9 +466,14 @@ impl Reader for NodeSession {
 
     fn reported(&self, tag: u64, reports: Vec<CoreReport>) {
         let id = RequestId::new(tag);
-        self.reads.borrow_mut().0.remove(&id);
-        let fields = status::fields(&self.core.config, &reports);
-        self.session.borrow_mut().status_reply(id, &fields);
+        let read = self.reads.borrow_mut().0.remove(&id);
+        if let Some(Want::Scrub(scrub)) = read.map(|read| read.want) {
+            let fields = status::scrubbed(&scrub.done, &reports);
+            self.session.borrow_mut().scrub_reply(id, &fields);
+        } else {
+            let fields = status::fields(&self.core.config, &reports);
+            self.session.borrow_mut().status_reply(id, &fields);
+        }
         self.wire.write();
     }
 }

@@ -34,6 +34,9 @@ const SOCKET_OF_SYSTEM: &str = "/run/ringpost/node";
 /// What `ringpostd` uses if nothing is said.
 const DATA_DEFAULT: &str = "ringpost-data";
 
+/// A scrub of everything takes as long as its rate makes it.
+const SCRUB_PATIENCE: Duration = Duration::from_hours(24);
+
 /// A connection to the node that was meant.
 #[derive(Debug)]
 pub struct Node {
@@ -193,6 +196,20 @@ impl Node {
     pub fn backup(&mut self, request: BackupRequest) -> Result<Vec<ReportField>, ClientError> {
         let deadline = self.deadline();
         self.client.backup(request, deadline)
+    }
+
+    /// Lets the node scrub `user`, or all that it has, and waits for the end, at most a day.
+    pub fn scrub(&mut self, user: Option<&OsStr>) -> Result<Vec<ReportField>, Failure> {
+        let deadline = Deadline::after(SCRUB_PATIENCE);
+        let result = self.client.scrub(user.map(OsStr::as_bytes), deadline);
+        result.map_err(|error| match (user, error.status()) {
+            (_, Status::Deadline) => Failure::Said(
+                "not done within a day; the scrub goes on, `ringpost scrub` tells how far it is"
+                    .to_owned(),
+            ),
+            (Some(user), _) => refused(&error, user, None),
+            (None, _) => error.into(),
+        })
     }
 }
 

@@ -119,6 +119,14 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Say what the node's scrub found; with --now or a user, let it read everything again and wait
+    Scrub {
+        /// Begin a pass over all mail from the start
+        #[arg(long)]
+        now: bool,
+        /// Only this user, before all others
+        user: Option<OsString>,
+    },
     /// Check a configuration file
     Config {
         /// What to do with it.

@@ -4,13 +4,18 @@ use std::io::Write as _;
 
 use ringpost_netproto::id::WallNs;
 use ringpost_netproto::message::printable;
+use ringpost_netproto::message::report::ReportField;
 
 use super::node::Node;
 use super::{Failure, Form, Output};
 
 /// The node's state.
 pub fn status(node: &mut Node, output: &mut Output) -> Result<(), Failure> {
-    let fields = node.status()?;
+    fields(node.status()?, output)
+}
+
+/// A report.
+pub fn fields(fields: Vec<ReportField>, output: &mut Output) -> Result<(), Failure> {
     if output.form == Form::Json {
         let object: serde_json::Map<String, serde_json::Value> = fields
             .into_iter()

@@ -32,29 +32,29 @@ enum Source {
 
 /// A message whose run is known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message {
-    pub(super) mailbox: MailboxId,
-    pub(super) uid: Uid,
+pub(in crate::shard) struct Message {
+    pub(in crate::shard) mailbox: MailboxId,
+    pub(in crate::shard) uid: Uid,
     /// Of its last change.
     pub(super) modseq: u64,
     pub(super) system_flags: u32,
     pub(super) keywords: u64,
     pub(super) segment: u32,
-    pub(super) own_file: OwnFile,
-    pub(super) life: Life,
+    pub(in crate::shard) own_file: OwnFile,
+    pub(in crate::shard) life: Life,
     source: Source,
 }
 
 /// Whether a message has a segment of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum OwnFile {
+pub(in crate::shard) enum OwnFile {
     Yes,
     No,
 }
 
 /// Whether a message is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Life {
+pub(in crate::shard) enum Life {
     Alive,
     /// Expunged, or its mailbox is deleted.
     Gone,
@@ -89,14 +89,14 @@ pub(super) struct Gone {
 }
 
 /// See the module.
-pub(super) struct Contents {
+pub(in crate::shard) struct Contents {
     /// The info file.
     bytes: Bytes,
     reserved: Reserved,
     /// MSG runs of entries: head and cache.
     runs: Vec<(Bytes, Bytes)>,
     /// By mailbox and uid.
-    pub(super) messages: Vec<Message>,
+    pub(in crate::shard) messages: Vec<Message>,
     /// With the deleted ones.
     pub(super) folders: BTreeMap<MailboxId, Folder>,
     /// By mailbox and bit: keyword and modseq.
@@ -119,7 +119,7 @@ struct Gathered {
 impl Contents {
     /// Folds the info file and the unwritten entries of its user, oldest first. `entries` are those
     /// at the time when the file was read.
-    pub(super) fn fold<'a>(
+    pub(in crate::shard) fn fold<'a>(
         header: &InfoHeader,
         bytes: &Bytes,
         entries: impl Iterator<Item = &'a Entry> + Clone,
@@ -366,7 +366,10 @@ impl Contents {
     }
 
     /// The values of a message as they are now, and its header cache.
-    pub(super) fn values(&self, message: &Message) -> Result<(Msg, Bytes), CorruptReason> {
+    pub(in crate::shard) fn values(
+        &self,
+        message: &Message,
+    ) -> Result<(Msg, Bytes), CorruptReason> {
         let (fixed, cache) = match message.source {
             Source::File(slot) => {
                 let at = index(slot) * SLOT;

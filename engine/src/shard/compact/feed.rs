@@ -141,10 +141,8 @@ impl<I: Io> Shard<I> {
     /// Writes and syncs a piece of the part files; the next may follow when it is paid for.
     fn write_part(&mut self, now: Now, steps: Vec<WriteStep>) {
         let bytes: u64 = steps.iter().map(super::super::writes::step_bytes).sum();
-        let rate = self.config.compact_bytes_per_s.max(1);
-        let ns = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
-        let from = self.compactor.not_before.max(now.monotonic);
-        self.compactor.not_before = from.after(u64::try_from(ns).unwrap_or(u64::MAX));
+        self.purse
+            .spend(now, bytes, self.config.compact_bytes_per_s);
         let work = Work {
             steps,
             sync: WorkSync::Each,

@@ -59,10 +59,10 @@ use crate::request::{Event, MonotonicNs, Notice, Now, Refused};
 use crate::space::{Place, Space};
 use crate::user::User;
 
-use contents::Contents;
 use queue::Wanted;
 use write::Writer;
 
+pub(super) use contents::{Contents, Life};
 pub(super) use queue::Compactor;
 pub(crate) use sweep::Dead;
 
@@ -247,7 +247,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn compaction_due(&self) -> Option<MonotonicNs> {
         let running = self.compactor.running.as_ref()?;
         match running.step {
-            Step::Feed if running.busy == Busy::No => Some(self.compactor.not_before),
+            Step::Feed if running.busy == Busy::No => Some(self.purse.due()),
             Step::Hold { since, .. } => Some(since.after(HOLD_MAX_NS)),
             _ => None,
         }
@@ -276,7 +276,7 @@ impl<I: Io> Shard<I> {
                 });
                 self.compaction_op(Op::ReadFile { path, bytes_max });
             }
-            Step::Feed if now.monotonic >= self.compactor.not_before => self.feed_compaction(now),
+            Step::Feed if now.monotonic >= self.purse.due() => self.feed_compaction(now),
             Step::Hold { since, upto, last } => self.step_hold(now, since, upto, last),
             Step::Commit { lsn } => self.step_commit(lsn),
             Step::Name { left } => {

@@ -15,7 +15,7 @@ use crate::io::Io;
 use crate::limits::SLOT_BYTES;
 use crate::pending::What;
 use crate::position::Lsn;
-use crate::request::{BusyReason, Compacted, Event, MonotonicNs, Now, Refused, Ticket};
+use crate::request::{BusyReason, Compacted, Event, Now, Refused, Ticket};
 use crate::tail::Existence;
 use crate::user::{State, Waiter};
 
@@ -31,8 +31,6 @@ pub(in crate::shard) struct Compactor {
     /// Requests whose user is being loaded.
     asked: Slab<Asked>,
     pub(super) running: Option<Compaction>,
-    /// What was written is paid for from here on.
-    pub(super) not_before: MonotonicNs,
     /// Something changed for those in the queue.
     pub(super) look: Look,
 }
@@ -81,12 +79,11 @@ enum Found {
 }
 
 impl Compactor {
-    pub(in crate::shard) fn new(now: MonotonicNs) -> Self {
+    pub(in crate::shard) fn new() -> Self {
         Self {
             queue: VecDeque::new(),
             asked: Slab::new(),
             running: None,
-            not_before: now,
             look: Look::No,
         }
     }

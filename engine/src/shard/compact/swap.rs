@@ -289,7 +289,7 @@ impl<I: Io> Shard<I> {
         for waiter in waiting {
             match waiter {
                 // They wait for a load.
-                Waiter::Read(_) | Waiter::Change(_) | Waiter::Compact(_) => {
+                Waiter::Read(_) | Waiter::Change(_) | Waiter::Compact(_) | Waiter::Scrub => {
                     self.users.get_mut(index).waiting.push_back(waiter);
                 }
                 Waiter::Append(append) => self.append_user_loaded(append),
