@@ -7,11 +7,13 @@
 )]
 
 mod address;
+mod compaction;
 mod crash;
 mod daemon;
 mod deliver;
 mod disk;
 mod disk_command;
+mod engine;
 mod environment;
 mod hist;
 mod process;
@@ -48,6 +50,8 @@ enum Command {
     Disk(disk_command::Args),
     /// Grow a mailbox, or a store, and measure every step
     Scale(scale::Args),
+    /// Measure deliveries with and without compaction, in turn
+    Compaction(compaction::Args),
     /// Kill a daemon, or take its disk away, at random moments under load
     Crash(crash::Options),
 }
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Deliver(args) => deliver::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
+        Command::Compaction(args) => compaction::run(args),
         Command::Crash(options) => crash::run(options),
     });
     done.unwrap_or_else(|error| {

@@ -14,6 +14,9 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringpost_daemon::client::{Client, Deadline, Patience};
+use ringpost_engine::config::ShardConfig;
+use ringpost_engine::request as engine;
+use ringpost_engine::request::{Request, UidSet, Which};
 use ringpost_netproto::frame::Status;
 use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::message::MailboxRef;
@@ -26,6 +29,7 @@ use serde::Serialize;
 
 use crate::address::Address;
 use crate::daemon::{Daemon, Setup};
+use crate::engine::Engine;
 use crate::environment::Environment;
 use crate::process::resident_bytes_max;
 use crate::programs::{self, Programs, Rebuild};
@@ -113,6 +117,15 @@ struct Step<'a> {
     fetch_ms: f64,
     /// One message delivered to a mailbox that is in memory (median).
     deliver_ms: f64,
+    /// One expunge of a tenth of what the step brought, and the compaction that follows, without its
+    /// throttle (users: medians of one user each, of its only message), milliseconds.
+    expunge_ms: f64,
+    compact_ms: f64,
+    /// Bytes of messages that it copied, and that the files became smaller by.
+    compact_copied_bytes: u64,
+    compact_freed_bytes: u64,
+    /// Most memory of this program, which compacts without a daemon, so far.
+    compact_resident_bytes: u64,
     /// Most memory of the process that served these answers, and of the one that took the mail.
     asked_resident_bytes: u64,
     loaded_resident_bytes: u64,
@@ -165,6 +178,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         letter: Letter::new(args.size, LineEnd::Lf, 1, 1)?,
         serial: 0,
         random: fastrand::Rng::with_seed(1),
+        gone: 0,
     };
     let mut rows = Vec::new();
     let mut done = 0;
@@ -191,7 +205,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEADS: [&str; 12] = [
+const HEADS: [&str; 15] = [
     "count",
     "deliver/s",
     "drain",
@@ -200,8 +214,11 @@ const HEADS: [&str; 12] = [
     "list warm",
     "fetch",
     "deliver 1",
+    "expunge",
+    "compact",
     "memory, load",
     "memory, ask",
+    "memory, compact",
     "segments",
     "indexes",
 ];
@@ -217,8 +234,11 @@ impl Step<'_> {
             table::time(self.list_warm_ms * 1e3),
             table::time(self.fetch_ms * 1e3),
             table::time(self.deliver_ms * 1e3),
+            table::time(self.expunge_ms * 1e3),
+            table::time(self.compact_ms * 1e3),
             table::bytes(self.loaded_resident_bytes),
             table::bytes(self.asked_resident_bytes),
+            table::bytes(self.compact_resident_bytes),
             table::bytes(self.segment_bytes),
             table::bytes(self.info_bytes),
         ]
@@ -232,6 +252,17 @@ struct Run<'a> {
     letter: Letter,
     serial: u64,
     random: fastrand::Rng,
+    /// So many of the oldest messages, or of the first users, are expunged.
+    gone: usize,
+}
+
+/// What an expunge and its compaction took and did.
+#[derive(Default)]
+struct Thinned {
+    expunge: Vec<Duration>,
+    compact: Vec<Duration>,
+    copied_bytes: u64,
+    freed_bytes: u64,
 }
 
 impl Run<'_> {
@@ -260,6 +291,7 @@ impl Run<'_> {
         drop(client);
         let asked_resident_bytes = resident_bytes_max(daemon.pid()).unwrap_or(0);
         stop(daemon)?;
+        let mut thinned = self.thin_out(upto - from)?;
         let sizes = Sizes::of(&self.setup.data.join("p"))?;
         let count = f64::from(u32::try_from(upto - from)?);
         Ok(Step {
@@ -275,12 +307,69 @@ impl Run<'_> {
             list_warm_ms: asked.list_warm,
             fetch_ms: asked.fetch,
             deliver_ms: asked.deliver,
+            expunge_ms: median_ms(&mut thinned.expunge),
+            compact_ms: median_ms(&mut thinned.compact),
+            compact_copied_bytes: thinned.copied_bytes,
+            compact_freed_bytes: thinned.freed_bytes,
+            compact_resident_bytes: resident_bytes_max(nix::unistd::getpid()).unwrap_or(0),
             asked_resident_bytes,
             loaded_resident_bytes,
             mail_disk_bytes: sizes.disk,
             segment_bytes: sizes.segments,
             info_bytes: sizes.infos,
         })
+    }
+
+    /// Expunges and compacts, in the engine: there is no door for it.
+    fn thin_out(&mut self, grown: usize) -> anyhow::Result<Thinned> {
+        let config = ShardConfig {
+            compact_bytes_min: 1 << 40,
+            compact_bytes_per_s: 1 << 40,
+            scrub_interval_ns: None,
+            ..ShardConfig::default()
+        };
+        let mut engine = Engine::open(&self.setup.data, &config)?;
+        let mut thinned = Thinned::default();
+        let (turns, each) = match self.args.what {
+            What::Messages => (1, (grown / 10).max(1)),
+            What::Users => (SAMPLES.min(grown / 2), 1),
+        };
+        for _ in 0..turns {
+            let (place, low) = match self.args.what {
+                What::Messages => (0, self.gone + 1),
+                What::Users => (self.gone, 1),
+            };
+            let name = String::from_utf8(self.user(place).to_vec())?;
+            let user = engine.user(&name)?;
+            let high = u32::try_from(low + each - 1)?;
+            let request = Request::Expunge {
+                user: user.clone(),
+                mailbox: MailboxId::INBOX,
+                uids: UidSet::range(u32::try_from(low)?, high),
+                which: Which::All,
+            };
+            let begun = Instant::now();
+            let answer = engine.ask(&user, request)?;
+            thinned.expunge.push(begun.elapsed());
+            let engine::Event::Expunged { result: Ok(_), .. } = answer else {
+                bail!("no expunge: {answer:?}");
+            };
+            engine.ask(&user, Request::Checkpoint)?;
+            let begun = Instant::now();
+            let answer = engine.ask(&user, Request::Compact { user: user.clone() })?;
+            thinned.compact.push(begun.elapsed());
+            let engine::Event::Compacted {
+                result: Ok(done), ..
+            } = answer
+            else {
+                bail!("no compaction: {answer:?}");
+            };
+            thinned.copied_bytes += done.copied_bytes;
+            thinned.freed_bytes += done.freed_bytes;
+            self.gone += each;
+        }
+        engine.drain()?;
+        Ok(thinned)
     }
 
     fn user(&self, place: usize) -> Bytes {
@@ -351,14 +440,17 @@ impl Run<'_> {
         for sample in 0..SAMPLES {
             let place = match self.args.what {
                 What::Messages => 0,
-                What::Users => self.random.usize(..count),
+                What::Users => self.random.usize(self.gone.min(count - 1)..count),
             };
             let user = self.user(place);
             let last = match self.args.what {
                 What::Messages => count,
                 What::Users => 1,
             };
-            let after = self.random.usize(..last);
+            let after = match self.args.what {
+                What::Messages => self.random.usize(self.gone..last),
+                What::Users => 0,
+            };
             let page = |after: usize| -> anyhow::Result<ListRequest> {
                 Ok(ListRequest {
                     user: user.clone(),

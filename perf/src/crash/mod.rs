@@ -14,6 +14,8 @@ mod disk;
 mod fuse;
 mod ledger;
 mod letter;
+mod life;
+mod lives;
 mod load;
 mod reader;
 mod run;
@@ -25,6 +27,8 @@ use anyhow::Context as _;
 
 use self::disk::{Disk, FileSystem, NoDisk};
 use self::fuse::Taped;
+use self::life::Life;
+use self::lives::{Lives, Task};
 use self::run::{Ground, Run, USERS_FIRST, USERS_PER_ROUND};
 use crate::programs::{Programs, Rebuild};
 use crate::workload::Users;
@@ -51,8 +55,17 @@ enum Rig {
         /// Which file system.
         #[arg(long, value_enum, default_value = "ext4")]
         fs: FileSystem,
+        /// What is under way when the power goes.
+        #[arg(long, value_enum, default_value = "deliver")]
+        task: Task,
         #[command(flatten)]
         common: Common,
+    },
+    /// A store without a daemon: the child of a rig.
+    #[command(hide = true)]
+    Life {
+        #[command(subcommand)]
+        life: Life,
     },
     /// A disk that records writes and flushes, and what any crash in between may leave of it (root,
     /// loop devices, FUSE).
@@ -92,8 +105,10 @@ struct Common {
 
 /// Runs a rig and prints its verdict.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let (Rig::Kill9(common) | Rig::Powercut { common, .. } | Rig::Fuse { common, .. }) =
-        &options.rig;
+    let common = match &options.rig {
+        Rig::Kill9(common) | Rig::Powercut { common, .. } | Rig::Fuse { common, .. } => common,
+        Rig::Life { life } => return life::run(life).map(|()| ExitCode::SUCCESS),
+    };
     let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed:#018x} (--seed {seed} repeats it)");
     let programs = Programs::locate(Rebuild::IfStale)?;
@@ -108,6 +123,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         Rig::Powercut { fs, .. } => {
             Disk::create(*fs, folder.path(), DISK_BYTES)?.map(Ground::Power)
         }
+        Rig::Life { .. } => unreachable!("it has returned"),
         Rig::Fuse { fs, images, .. } => {
             Taped::create(*fs, folder.path(), *images, seed)?.map(Ground::Taped)
         }
@@ -119,6 +135,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(EXIT_SKIPPED));
         }
     };
+    if let Rig::Powercut { task, .. } = &options.rig
+        && *task != Task::Deliver
+    {
+        let Ground::Power(disk) = ground else {
+            unreachable!("a power cut has a disk");
+        };
+        let mut lives = Lives::new(common, &programs, disk, folder.path(), seed);
+        let ended = lives.all_rounds(*task);
+        if !matches!(ended, Ok(true)) {
+            drop(lives);
+            println!("kept: {}", folder.keep().display());
+        }
+        return Ok(if ended? {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
     let users_max = USERS_FIRST + USERS_PER_ROUND * usize::try_from(common.rounds)?;
     let users = Users::new("crash", users_max);
     let mut run = Run::new(common, &programs, &users, folder.path(), ground, seed)?;
