@@ -96,7 +96,6 @@ struct Asked {
     list: RequestId,
     fetch: RequestId,
     status: RequestId,
-    scrub: RequestId,
     ping: RequestId,
 }
 
@@ -109,14 +108,12 @@ fn ask_everything(client: &mut ClientSession) -> Asked {
         list: client.list(&list).unwrap(),
         fetch: client.fetch(&samples::fetch_request()).unwrap(),
         status: client.status().unwrap(),
-        scrub: client.scrub(None).unwrap(),
         ping: client.ping().unwrap(),
     }
 }
 
 fn answer_everything(server: &mut ServerSession, asked: &Asked) {
     server.status_reply(asked.status, &samples::fields());
-    server.scrub_reply(asked.scrub, &samples::fields());
     server.fetch_begin(asked.fetch, &samples::entry(7, b"not sent"));
     server.fetch_data(asked.fetch, Bytes::from_static(samples::BODY));
     server.fetch_end(asked.fetch);
@@ -149,10 +146,6 @@ fn wanted_of_server(asked: &Asked) -> Vec<server::Event> {
             request: samples::fetch_request(),
         },
         server::Event::Status { id: asked.status },
-        server::Event::Scrub {
-            id: asked.scrub,
-            user: None,
-        },
     ]
 }
 
@@ -164,10 +157,6 @@ fn wanted_of_client(asked: &Asked) -> Vec<client::Event> {
         client::Event::Pong { id: asked.ping },
         client::Event::Status {
             id: asked.status,
-            fields: samples::fields(),
-        },
-        client::Event::Scrubbed {
-            id: asked.scrub,
             fields: samples::fields(),
         },
         client::Event::FetchBegin {
