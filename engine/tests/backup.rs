@@ -11,7 +11,8 @@ use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, Model, SimConfig, SimDisk};
 use ringpost_engine::position::Lsn;
 use ringpost_engine::request::{
-    Body, BusyReason, Event, FlagOp, Flags, Outcome, Refused, Request, Ticket, UidSet, Which,
+    Body, BusyReason, Event, FlagOp, Flags, MonotonicNs, Outcome, Refused, Request, Ticket, UidSet,
+    Which,
 };
 use ringpost_netproto::id::MailboxId;
 use testkit::{Bench, check_disk, empty_disk, guid, message, prepare, ticket_of, user};
@@ -109,7 +110,7 @@ fn act(
     backup: bool,
 ) {
     let who = random.usize(..USERS.len());
-    let name = USERS[who];
+    let name = *USERS.get(who).expect("one of them");
     match random.u32(..20) {
         0..10 => {
             *number += 1;
@@ -134,7 +135,8 @@ fn act(
             if there.is_empty() {
                 return;
             }
-            let place = *there[random.usize(..there.len())];
+            let chosen = there.get(random.usize(..there.len()));
+            let place = **chosen.expect("one of them");
             told.doomed.insert(place);
             let request = Request::Expunge {
                 user: user(name),
@@ -167,7 +169,7 @@ fn turns(bench: &mut Bench, count: u32) {
         bench.poll();
         let now = bench.disk.now_ns();
         let soon = |at: u64| at < now + 10_000_000_000;
-        let deadline = bench.shard.next_deadline().map(|at| at.value());
+        let deadline = bench.shard.next_deadline().map(MonotonicNs::value);
         if deadline.is_some_and(soon) || bench.disk.next_due_ns().is_some_and(soon) {
             bench.pass_time();
         } else {
@@ -437,7 +439,9 @@ fn crash_while_held(at: u64, model: Model, shard: &ShardConfig) -> Option<()> {
     let opened = Bench::on(disk, shard.clone());
     let mut bench = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
     let names = archive(&bench.disk);
-    let held = names.iter().any(|name| name.ends_with(".held"));
+    let held = names
+        .iter()
+        .any(|name| name.strip_suffix(".held").is_some());
     assert!(!held, "{context}: {names:?}");
     let mut found = bench.mailbox("alice");
     for (uid, text) in stored {
