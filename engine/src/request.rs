@@ -464,10 +464,10 @@ pub enum Refused {
     #[error("cancelled")]
     Cancelled,
     /// The user's files are damaged; deliveries wait until they are repaired.
-    #[error("the mailbox needs repair: {0}")]
+    #[error("the mailbox needs repair: {0}; see `ringpost repair`")]
     Repairing(Arc<Corrupt>),
     /// The bytes asked for are damaged and are not served.
-    #[error("the message is damaged: {0}")]
+    #[error("the message is damaged: {0}; see `ringpost repair`")]
     Damaged(Arc<Corrupt>),
     /// The user's partition belongs to another shard.
     #[error("the user belongs to another core")]

@@ -2,6 +2,7 @@
 //! never from the file: the file may hold torn or missing bytes there until the next checkpoint.
 
 use bytes::Bytes;
+use ringpost_netproto::id::MailboxId;
 use smallvec::SmallVec;
 
 use super::{DeadFile, Index};
@@ -83,6 +84,14 @@ pub(crate) fn fold<'a>(
             offset: entry.info_offset(),
             reason,
         })?;
+    }
+    // A user begins with INBOX and keeps it: a file cut behind its header is no user without mail.
+    if let Some(file) = file
+        && folded.tail.mailbox(MailboxId::INBOX).is_none()
+    {
+        let offset = u64::try_from(file.bytes.len()).expect("an index has at most 64 bits");
+        let reason = CorruptReason::Truncated;
+        return Err(BadInfo { offset, reason });
     }
     Ok(folded)
 }

@@ -146,6 +146,14 @@ impl Recovery {
         reader: &mut Reader,
         bad: &Corrupt,
     ) -> Result<(), OpenError> {
+        if self.misses_a_file() {
+            let what = "the log and its files: one is missing that a later one goes on from";
+            let reason = CorruptReason::Disagree(what);
+            return Err(OpenError::LogDamaged(Corrupt {
+                reason,
+                ..bad.clone()
+            }));
+        }
         for found in &self.found {
             let chained = self.chain.last() == Some(&found.number);
             let later = found
@@ -167,6 +175,24 @@ impl Recovery {
             }
         }
         Ok(())
+    }
+}
+
+impl Recovery {
+    /// Whether a file that was armed behind the end of the chain has a predecessor that is not there: a
+    /// file is armed when the one before it is in use, and that one is not recycled before a checkpoint
+    /// has passed it.
+    fn misses_a_file(&self) -> bool {
+        let headers = || self.found.iter().filter_map(|found| found.header);
+        let last = self.chain.last();
+        let last = self.found.iter().find(|found| Some(&found.number) == last);
+        let last = last.and_then(|found| found.header);
+        headers().any(|header| {
+            header.start_lsn > self.end
+                && header.previous_salt != 0
+                && last.is_some_and(|last| header.sequence > last.sequence)
+                && headers().all(|other| other.salt != header.previous_salt)
+        })
     }
 }
 
