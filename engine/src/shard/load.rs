@@ -54,8 +54,8 @@ pub(super) struct Loading {
     deferred: Deferred,
     /// Why one of them was not.
     failed: Option<Corrupt>,
-    /// Checkpoints ended when the file was asked for: one in between may have moved pending records
-    /// into it behind our back.
+    /// Checkpoints ended when the directory was asked for, or the file of a user whose tail is known:
+    /// one in between may have moved pending records into files behind our back.
     checkpoints: u64,
     /// The name that somebody asked for: that of a user who is not there yet.
     name: Option<Arc<[u8]>>,
@@ -76,7 +76,7 @@ impl<I: Io> Shard<I> {
             renames: 0,
             deferred: Deferred::No,
             failed: None,
-            checkpoints: 0,
+            checkpoints: self.checkpoint.ended(),
             name: key.map(|key| Arc::from(key.name())),
         };
         self.loads.insert(index, loading);
@@ -85,7 +85,17 @@ impl<I: Io> Shard<I> {
             return;
         }
         user.state = State::Loading;
-        let path = user.dir();
+        self.list_names(index);
+    }
+
+    /// Asks for the names in a user's directory.
+    fn list_names(&mut self, index: usize) {
+        let checkpoints = self.checkpoint.ended();
+        if let Some(loading) = self.loads.get_mut(&index) {
+            loading.checkpoints = checkpoints;
+            loading.listing = Listing::default();
+        }
+        let path = self.users.get(index).dir();
         self.ops
             .start(Op::ListDir { path }, Purpose::UserDir(index));
     }
@@ -252,8 +262,14 @@ impl<I: Io> Shard<I> {
             loading.deferred = Deferred::Yes;
             return;
         }
-        loading.checkpoints = checkpoints;
         let user = self.users.get(index);
+        if user.live().is_some() {
+            loading.checkpoints = checkpoints;
+        } else if loading.checkpoints != checkpoints {
+            // Sizes and names are of before it, pending records of after it.
+            self.list_names(index);
+            return;
+        }
         let fresh = user
             .unwritten()
             .any(|entry| matches!(entry.what, What::Create { .. }));
