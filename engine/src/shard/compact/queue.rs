@@ -328,10 +328,11 @@ impl<I: Io> Shard<I> {
             return Found::Nothing;
         };
         let mut victims = plan.victims.iter();
+        // A snapshot reads what was expunged, too.
+        let read = |victim: &u32| alive.contains(victim) || user.is_pinned(*victim);
         if plan.upto > durable {
             Found::InFlight
-        } else if created || victims.any(|victim| alive.contains(victim) && is_owed(user, *victim))
-        {
+        } else if created || victims.any(|victim| read(victim) && is_owed(user, *victim)) {
             Found::Unwritten
         } else {
             Found::Ready
