@@ -479,6 +479,8 @@ impl Redo {
                     self.new_dedupe_file = NewFile::No;
                 }
             }
+            // No checkpoint says that it holds anything: one that a crash ended left it.
+            Err(_) if superblock.dedupe_next == 0 => {}
             Err(reason) => self.report(&path, reason),
         }
         Ok(())
