@@ -423,11 +423,15 @@ impl<I: Io> Shard<I> {
 
     /// When the oldest change that waits for room is refused.
     pub(super) fn changes_due(&self) -> Option<MonotonicNs> {
-        let waiting = self
-            .turns
-            .front()
-            .and_then(|index| self.changes.get(*index));
-        waiting.map(|change| change.since.after(APPEND_AGE_MAX_NS))
+        let waiting = self.turns.iter();
+        let waiting = waiting.filter_map(|index| self.changes.get(*index));
+        // One that is begun is carried through, one that is held waits for a compaction.
+        let mut refusable = waiting.filter(|change| {
+            let held = self.users.get(change.user).hold != Hold::Free;
+            !(held || change.parts > 0 || change.plan.is_begun())
+        });
+        let oldest = refusable.next();
+        oldest.map(|change| change.since.after(APPEND_AGE_MAX_NS))
     }
 
     /// Whether work is open that a drain waits for.

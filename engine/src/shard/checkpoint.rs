@@ -247,8 +247,9 @@ impl<I: Io> Shard<I> {
         if self.phase == Phase::Clean || self.awaits_folders() {
             return false;
         }
-        if let Phase::Draining(_) = self.phase {
-            return !self.has_work() && self.log.is_quiet() && !self.is_clean();
+        // Work that is still open may wait for the room that one makes.
+        if matches!(self.phase, Phase::Draining(_)) && !self.has_work() {
+            return self.log.is_quiet() && !self.is_clean();
         }
         if !self.checkpoint.asked.is_empty() || self.backups.wants_checkpoint() {
             return true;
@@ -280,6 +281,12 @@ impl<I: Io> Shard<I> {
         let loads = &self.loads;
         self.unfolded.retain(|user| loads.contains_key(user));
         !self.unfolded.is_empty()
+    }
+
+    /// The same, as of now.
+    pub(super) fn reads_folders(&self) -> bool {
+        let mut users = self.unfolded.iter();
+        users.any(|user| self.loads.contains_key(user))
     }
 
     /// Whether the superblock on disk says "clean" already.

@@ -3,8 +3,8 @@
 
 use ringpost_netproto::id::{MailboxId, Modseq};
 
-use super::Shard;
 use super::read::{Page, bad_index, list_entry};
+use super::{Phase, Shard};
 use crate::index::{above, alive};
 use crate::io::Io;
 use crate::limits::WATCHES_MAX;
@@ -99,6 +99,11 @@ impl<I: Io> Shard<I> {
         let now = reached(self.users.get(user), mailbox);
         let ticket = self.close_read(read);
         match now {
+            // Its user was loaded while the shard drained.
+            Ok(now) if now.value() <= since && self.phase != Phase::Serving => {
+                let result = Err(Refused::Stopped);
+                self.answer(Event::Woken { ticket, result });
+            }
             Ok(now) if now.value() <= since => {
                 let watch = Watch {
                     user,

@@ -323,11 +323,15 @@ impl<I: Io> Shard<I> {
             .and_then(|index| self.appends.get(*index));
         let refusal = waiting.map(|append| append.since().after(APPEND_AGE_MAX_NS));
         let dirty = !self.dirty.is_empty();
+        // What cannot begin before something completes is not due by time.
+        let serving = self.phase == Phase::Serving || self.has_work();
+        let may_begin = serving && !self.reads_folders();
         let checkpoint = self
             .checkpoint
-            .due(self.config.checkpoint_interval_ns, dirty);
+            .due(self.config.checkpoint_interval_ns, dirty && may_begin);
         let busy = dirty || self.has_work() || self.disk_is_full() || self.backups.is_running();
-        let space = busy.then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
+        let space = (busy && self.space.looking == Looking::No)
+            .then(|| self.space.looked_at.after(SPACE_INTERVAL_NS));
         [
             unsent,
             noop,

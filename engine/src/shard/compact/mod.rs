@@ -248,7 +248,7 @@ impl<I: Io> Shard<I> {
         let running = self.compactor.running.as_ref()?;
         match running.step {
             Step::Feed if running.busy == Busy::No => Some(self.purse.due()),
-            Step::Hold { since, .. } => Some(since.after(HOLD_MAX_NS)),
+            Step::Hold { since, .. } if running.busy == Busy::No => Some(since.after(HOLD_MAX_NS)),
             _ => None,
         }
     }
