@@ -1,0 +1,234 @@
+//! Races that the simulator found, made small: what was wrong is in each test's comment. Each failed
+//! before its fix.
+
+mod testkit;
+
+use ringpost_engine::config::ShardConfig;
+use ringpost_engine::io::sim::{Crash, SimConfig};
+use ringpost_engine::request::{Event, MonotonicNs, Notice, QuotaLimits, Refused, Request, UidSet};
+use ringpost_netproto::id::{MailboxId, Modseq};
+use testkit::{Bench, empty_disk, message, user};
+
+const BOB: &str = "bob";
+
+fn no_damage_is_named(bench: &Bench, context: &str) {
+    for event in &bench.events {
+        let named = matches!(event, Event::Notice(Notice::Corrupt(_)));
+        assert!(!named, "{context}: {event:?}");
+    }
+}
+
+fn list() -> Request {
+    Request::List {
+        user: user(BOB),
+        mailbox: MailboxId::INBOX,
+        after: 0,
+        entries_max: 100,
+    }
+}
+
+/// Who read a mailbox whose first mail was being written was told that it needs repair: the user's
+/// record was neither in a file nor pending yet.
+#[test]
+fn a_user_whose_first_mail_is_in_flight_is_not_damaged() {
+    for turns in 0..20 {
+        let mut bench = Bench::new(ShardConfig::tiny());
+        bench.append(&[BOB], 1, &message(1, 300));
+        for _turn in 0..turns {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.submit(list()).expect("taken");
+        bench.settle();
+        no_damage_is_named(&bench, &format!("after {turns} turns"));
+        for event in &bench.events {
+            if let Event::Listed { result, .. } = event {
+                let fine = matches!(result, Ok(_) | Err(Refused::NoSuchUser));
+                assert!(fine, "after {turns} turns: {result:?}");
+            }
+        }
+        assert_eq!(bench.mailbox(BOB).len(), 1);
+    }
+}
+
+/// A user that was loaded while a checkpoint wrote it was held for damaged: sizes of its segments were
+/// of before, its index of after.
+#[test]
+fn a_load_beside_a_checkpoint_sees_one_of_two_states() {
+    for seed in 0..300 {
+        let mut config = SimConfig::new(seed);
+        (config.slow_one_in, config.slow_factor) = (12, 3_000);
+        let mut bench = Bench::on(empty_disk(config), ShardConfig::tiny()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        bench.checkpoint();
+        bench.deliver(&[BOB], 2, &message(2, 900));
+        let mut bench = bench.crash(Crash::Kill);
+        bench.submit(list()).expect("taken");
+        for _turn in 0..seed % 4 {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        no_damage_is_named(&bench, &format!("seed {seed}"));
+        assert_eq!(bench.mailbox(BOB).len(), 2, "seed {seed}");
+    }
+}
+
+/// A watch whose user was still being loaded when the shard began to drain got no answer.
+#[test]
+fn a_drain_answers_watches_whose_users_are_loaded_meanwhile() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    bench.deliver(&[BOB], 1, &message(1, 300));
+    bench.checkpoint();
+    let status = bench.status(BOB, MailboxId::INBOX);
+    let mut bench = bench.crash(Crash::Kill);
+    let watch = Request::Watch {
+        user: user(BOB),
+        mailbox: Some(MailboxId::INBOX),
+        since: Modseq::new(status.highest_modseq),
+    };
+    let now = bench.now();
+    let watch = bench.shard.submit(now, watch).expect("taken");
+    bench.drain();
+    for _turn in 0..50 {
+        bench.poll();
+        bench.pass_time();
+    }
+    assert_eq!(bench.woken(watch), Some(Err(Refused::Stopped)));
+}
+
+/// Polls that a shard asks for at once, one behind the other, while the disk has nothing to say.
+fn polls_at_once(bench: &mut Bench) -> u32 {
+    let mut most = 0;
+    let mut count = 0;
+    for _turn in 0..3_000 {
+        bench.poll();
+        let now = bench.disk.now_ns();
+        let quiet = bench.disk.next_due_ns().is_none_or(|due| due > now);
+        let deadline = bench.shard.next_deadline().map(MonotonicNs::value);
+        let restless = quiet && deadline.is_some_and(|at| at <= now);
+        count = if restless { count + 1 } else { 0 };
+        most = most.max(count);
+        bench.pass_time();
+    }
+    most
+}
+
+/// A look at free space that a slow disk did not answer was due again all the time: the core span.
+#[test]
+fn who_waits_for_a_slow_disk_does_not_spin() {
+    let mut config = SimConfig::new(3);
+    (config.slow_one_in, config.slow_factor) = (2, 50_000);
+    let mut bench = Bench::on(empty_disk(config), ShardConfig::tiny()).expect("opens");
+    for number in 1..12 {
+        bench.append(&[BOB], number, &message(number, 300));
+        assert!(polls_at_once(&mut bench) < 20, "mail {number}");
+    }
+}
+
+/// While a drain waited for a compaction, a checkpoint was due all the time and could not begin.
+#[test]
+fn a_drain_that_waits_does_not_spin() {
+    let config = ShardConfig {
+        compact_bytes_min: 1,
+        checkpoint_interval_ns: 1_000,
+        ..ShardConfig::tiny()
+    };
+    for seed in 0..40 {
+        let mut disk = SimConfig::new(seed);
+        (disk.slow_one_in, disk.slow_factor) = (3, 2_000);
+        let mut bench = Bench::on(empty_disk(disk), config.clone()).expect("opens");
+        for number in 1..6 {
+            bench.deliver(&[BOB], number, &message(number, 900));
+        }
+        bench.checkpoint();
+        let expunged = bench.expunge(BOB, MailboxId::INBOX, UidSet::range(1, 3));
+        expunged.expect("they are there");
+        let user = user(BOB);
+        bench.submit(Request::Compact { user }).expect("taken");
+        for _turn in 0..seed {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.append(&[BOB], 7, &message(7, 300));
+        bench.poll();
+        bench.submit(Request::Drain).expect("taken");
+        assert!(polls_at_once(&mut bench) < 20, "seed {seed}");
+        bench.settle();
+    }
+}
+
+/// A dedupe file that the first checkpoint had not finished was reported as damage.
+#[test]
+fn a_first_checkpoint_that_did_not_end_is_no_damage() {
+    for change in 1..80 {
+        let disk = empty_disk(SimConfig::new(change).weak());
+        let mut bench = Bench::on(disk, ShardConfig::tiny()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        let at = bench.disk.changes() + change;
+        bench.disk.configure(|config| config.crash_at = Some(at));
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        let mut bench = bench.crash(Crash::PowerCut);
+        assert_eq!(bench.mailbox(BOB).len(), 1, "change {change}");
+        no_damage_is_named(&bench, &format!("change {change}"));
+    }
+}
+
+/// A compaction dropped the bytes of an expunged message that were in the log only, though a snapshot
+/// still showed it.
+#[test]
+fn a_snapshot_keeps_bytes_that_are_in_the_log_only() {
+    let config = ShardConfig {
+        compact_bytes_min: 1 << 40,
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    let mut bench = Bench::new(config);
+    bench.deliver(&[BOB], 1, &message(1, 300));
+    bench.checkpoint();
+    bench.deliver(&[BOB], 2, &message(2, 700));
+    let snapshot = bench.snapshot(BOB, MailboxId::INBOX).expect("taken");
+    let all = bench.expunge(BOB, MailboxId::INBOX, UidSet::all());
+    all.expect("they are there");
+    let user = user(BOB);
+    bench.submit(Request::Compact { user }).expect("taken");
+    bench.settle();
+    let text = bench.snapshot_text(&snapshot, 2);
+    assert_eq!(text.expect("it is kept"), message(2, 700));
+    no_damage_is_named(&bench, "after the compaction");
+}
+
+/// A drain took no checkpoint while work was open, and the work was a copy that waited for one.
+#[test]
+fn a_drain_gives_room_to_the_copy_it_waits_for() {
+    let config = ShardConfig {
+        pending_records_max: 16,
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    let mut bench = Bench::new(config);
+    for number in 1..40 {
+        bench.deliver(&[BOB], number, &message(number, 1_500));
+    }
+    bench.checkpoint();
+    let copy = Request::Copy {
+        user: user(BOB),
+        from: MailboxId::INBOX,
+        uids: UidSet::all(),
+        to: MailboxId::SENT,
+        quota: QuotaLimits::default(),
+    };
+    let copy = bench.submit(copy).expect("taken");
+    while bench.shard.metrics().pending_records == 0 {
+        bench.poll();
+        bench.pass_time();
+    }
+    bench.drain();
+    let copied = bench.copied(copy).expect("it was begun");
+    assert!(
+        copied.failed.is_empty() && copied.pairs.len() == 39,
+        "{copied:?}"
+    );
+}
