@@ -1,9 +1,11 @@
 //! Fuzz targets: plain functions over bytes that must not panic, hang, or allocate by an unchecked
 //! length, and whose asserts hold for every input. `fuzz_targets/` hands them to libFuzzer,
-//! `tests/corpus.rs` replays every corpus file through them on stable Rust; README.md says how.
+//! `tests/corpus.rs` replays every corpus file through them on stable Rust; README.md says how. And the
+//! simulator ([`sim`]): random work, faults and crashes from a seed.
 #![forbid(unsafe_code)]
 
 mod seal;
+pub mod sim;
 pub mod targets;
 
 /// A target: its name, which is also that of its corpus folder, and what it does.

@@ -1,0 +1,494 @@
+//! The lives of a node: how it opens, is looked at, works, and ends.
+
+use std::collections::BTreeMap;
+
+use ringpost_engine::check::{Severity, check};
+use ringpost_engine::error::CorruptReason;
+use ringpost_engine::io::sim::{Among, Crash, StepError};
+use ringpost_engine::request::{Event, More, Refused, Request};
+use ringpost_netproto::id::{MailboxId, Modseq};
+
+use super::asked::Asked;
+use super::knobs::Kind;
+use super::look::Seen;
+use super::model::{Verdict, ensure};
+use super::node::Node;
+use super::{Sim, TURNS_MAX};
+
+/// What a mail client kept of a mailbox: flags and keyword bits by uid, as of a modseq.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    modseq: u64,
+    messages: BTreeMap<u32, (u32, u64)>,
+}
+
+impl Sim {
+    /// All of a seed.
+    pub(super) fn lives(&mut self) -> Verdict {
+        for _life in 0..self.knobs.lives {
+            self.draw_faults();
+            if self.open()? {
+                self.live()?;
+            }
+            self.end_life()?;
+        }
+        self.last_life()
+    }
+
+    /// What goes wrong with the disk in this life.
+    fn draw_faults(&mut self) {
+        self.oracle.excuses.hurt = !self.disk.wounds().is_empty();
+        self.oracle.excuses.full = false;
+        self.repair_disk();
+        let base = self.disk.changes();
+        if self.rng.u8(..8) > 0 {
+            let change = base + self.rng.u64(1..400);
+            self.disk.configure(|config| config.crash_at = Some(change));
+        }
+        let one_in = self.knobs.fault_one_in;
+        if one_in == 0 || self.rng.u32(..one_in) > 0 {
+            return;
+        }
+        let rng = &mut self.rng;
+        let at = rng.u64(1..250);
+        let errno = if rng.bool() {
+            libc::ENOSPC
+        } else {
+            libc::EDQUOT
+        };
+        let files = self.disk.tree();
+        let used: u64 = files.iter().filter_map(|(_, bytes)| *bytes).sum();
+        let inodes = u64::try_from(files.len()).unwrap_or(0);
+        match rng.u8(..8) {
+            0..=2 => {
+                let classes = [
+                    Among::Steps,
+                    Among::Reads,
+                    Among::Writes,
+                    Among::Names,
+                    Among::Syncs,
+                ];
+                let among = rng.choice(classes).unwrap_or(Among::Steps);
+                let errno = libc::EIO;
+                let error = StepError { among, at, errno };
+                self.disk.configure(|config| config.error_at = Some(error));
+            }
+            3 => {
+                let at = rng.u64(1..40);
+                self.disk
+                    .configure(|config| config.sync_error_at = Some(at));
+            }
+            4..=5 => {
+                let room = used + rng.u64(..300_000);
+                self.disk.configure(|config| {
+                    config.capacity_bytes = Some(room);
+                    config.full_errno = errno;
+                });
+                self.oracle.excuses.full = true;
+            }
+            6 => {
+                let room = inodes + rng.u64(..12);
+                self.disk.configure(|config| config.inodes_max = Some(room));
+                self.oracle.excuses.full = true;
+            }
+            _ => {
+                let links = rng.u32(2..4);
+                self.disk.configure(|config| config.links_max = Some(links));
+            }
+        }
+        self.say(|_| "this life has a fault".to_owned());
+    }
+
+    /// Takes faults back that last.
+    pub(super) fn repair_disk(&self) {
+        self.disk.configure(|config| {
+            config.capacity_bytes = None;
+            config.inodes_max = None;
+            config.links_max = None;
+            config.error_at = None;
+            config.sync_error_at = None;
+            config.crash_at = None;
+        });
+    }
+
+    /// Opens the store. Now and then the machine stops in that, and again in the next try. `false`:
+    /// it does not open with this life's faults.
+    fn open(&mut self) -> Result<bool, String> {
+        for attempt in 0..4 {
+            if attempt < 3 && self.rng.u8(..3) == 0 {
+                let change = self.disk.changes() + self.rng.u64(1..30);
+                self.disk.configure(|config| config.crash_at = Some(change));
+            }
+            let mut seed = [0; 16];
+            self.rng.fill(&mut seed);
+            let (logs, skew) = (self.knobs.logs, self.skew_ns);
+            let opened = Node::open(&self.disk, &self.knobs.shard, logs, (seed, skew));
+            self.say(|_| format!("opened: {:?}", opened.as_ref().map(drop)));
+            match opened {
+                Ok(node) => {
+                    self.node = Some(node);
+                    return Ok(true);
+                }
+                Err(_) if self.disk.is_crashed() => {
+                    self.stats.recovery_crashes += 1;
+                    self.crash();
+                }
+                Err(_) if self.disk.faults() > 0 => {
+                    self.crash();
+                    self.repair_disk();
+                }
+                Err(error) => return Err(format!("the store does not open: {error}")),
+            }
+        }
+        Ok(false)
+    }
+
+    /// A look at everybody whose state is in doubt and at some others; then work; then a look at all.
+    fn live(&mut self) -> Verdict {
+        self.disk_is_sound()?;
+        let all = self.rng.bool();
+        for who in 0..self.knobs.users {
+            let doubtful = !self.oracle.person(who).doubts.is_empty();
+            if doubtful || all || self.rng.bool() {
+                self.look_at(who)?;
+            }
+        }
+        self.work()?;
+        if self.rng.bool() {
+            self.settle()?;
+            for who in 0..self.knobs.users {
+                self.look_at(who)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn work(&mut self) -> Verdict {
+        let steps = self.rng.u32(..self.knobs.steps_max);
+        for _step in 0..steps {
+            if self.is_over() {
+                return Ok(());
+            }
+            let kind = self.knobs.kind(&mut self.rng);
+            match kind {
+                Kind::Pause => {
+                    for _turn in 0..self.rng.u32(1..60) {
+                        self.turn()?;
+                    }
+                }
+                Kind::Settle => {
+                    self.settle()?;
+                    self.clear_doubts()?;
+                }
+                Kind::Large => self.begin_upload()?,
+                kind => {
+                    if let Some(draft) = self.draft(kind) {
+                        self.submit(draft)?;
+                    }
+                }
+            }
+            for _turn in 0..self.rng.u32(..=self.knobs.turns_max) {
+                self.turn()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A look at those of whom a refused change may have done something.
+    fn clear_doubts(&mut self) -> Verdict {
+        for who in 0..self.knobs.users {
+            if !self.oracle.person(who).doubts.is_empty() {
+                self.look_at(who)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns until everything but watches is answered.
+    pub(super) fn settle(&mut self) -> Verdict {
+        for turn in 0..TURNS_MAX {
+            if self.is_over() {
+                return Ok(());
+            }
+            let waits = |asked: &Asked| !matches!(asked, Asked::Watch { .. });
+            if !self.oracle.open.values().any(waits) {
+                return self.watches_are_right();
+            }
+            // Somebody makes room.
+            if turn == 2_000 {
+                self.disk.configure(|config| {
+                    config.capacity_bytes = None;
+                    config.inodes_max = None;
+                });
+            }
+            self.turn()?;
+        }
+        Err(format!("no answer to {:?}", self.oracle.open))
+    }
+
+    /// No watch sleeps although something happened.
+    fn watches_are_right(&self) -> Verdict {
+        for asked in self.oracle.open.values() {
+            if let Asked::Watch {
+                who,
+                mailbox: Some(mailbox),
+                since,
+            } = asked
+            {
+                let folder = self.oracle.person(*who).folders.get(mailbox);
+                let modseq = folder.map_or(0, |folder| folder.highest_modseq);
+                ensure!(
+                    modseq <= *since,
+                    "a watch of user {who} sleeps at {since}, with {modseq}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// All that readers can see of a user, against the model.
+    pub(super) fn look_at(&mut self, who: usize) -> Verdict {
+        if self.is_over() {
+            return Ok(());
+        }
+        let user = self.oracle.person(who).key.clone();
+        let shard = self.owner(who);
+        let asked = Asked::Mailboxes { who };
+        let request = Request::Mailboxes { user: user.clone() };
+        let Some(Event::Mailboxes { result, .. }) = self.ask((shard, request, asked))? else {
+            return Ok(());
+        };
+        let statuses = match result {
+            Ok(statuses) => statuses,
+            Err(Refused::NoSuchUser) => return self.oracle.reconcile(who, None),
+            Err(_) => return Ok(()),
+        };
+        let mut seen = Seen::new();
+        for status in statuses {
+            let request = Request::List {
+                user: user.clone(),
+                mailbox: status.mailbox,
+                after: 0,
+                entries_max: 1_000,
+            };
+            // Its answer is held against the model below, with the rest of the user.
+            let asked = Asked::Look;
+            match self.ask((shard, request, asked))? {
+                Some(Event::Listed {
+                    result: Ok(page), ..
+                }) => {
+                    ensure!(page.more == More::No, "a page of thousands");
+                    seen.push((page.status, page.entries));
+                }
+                _ => return Ok(()),
+            }
+        }
+        self.oracle.reconcile(who, Some(&seen))?;
+        let all = self.rng.bool();
+        for (status, entries) in &seen {
+            for entry in entries {
+                if all || self.rng.u8(..4) == 0 {
+                    let (mailbox, uid) = (status.mailbox.value(), entry.uid.value());
+                    let draft = self.fetch(who, mailbox, (uid, 0, u32::MAX));
+                    self.ask(draft)?;
+                }
+            }
+            self.client(who, (status, entries))?;
+        }
+        Ok(())
+    }
+
+    /// A client that was away asks what changed (RFC 7162), and then knows what is there.
+    fn client(
+        &mut self,
+        who: usize,
+        (status, entries): (
+            &ringpost_engine::request::MailboxStatus,
+            &[ringpost_engine::request::ListEntry],
+        ),
+    ) -> Verdict {
+        let mailbox = status.mailbox.value();
+        let key = (who, mailbox, status.uidvalidity.value());
+        let now: BTreeMap<u32, (u32, u64)> = entries
+            .iter()
+            .map(|entry| (entry.uid.value(), (entry.flags, entry.keywords)))
+            .collect();
+        if let Some(mut client) = self.clients.get(&key).cloned() {
+            let since = client.modseq;
+            let mut after = 0;
+            loop {
+                let request = Request::Changes {
+                    user: self.oracle.person(who).key.clone(),
+                    mailbox: MailboxId::new(mailbox),
+                    since: Modseq::new(since),
+                    after,
+                    entries_max: self.rng.u32(1..20),
+                };
+                let asked = Asked::Changes { who, mailbox };
+                let Some(Event::Changes {
+                    result: Ok(page), ..
+                }) = self.ask((self.owner(who), request, asked))?
+                else {
+                    return Ok(());
+                };
+                for entry in &page.changed {
+                    client
+                        .messages
+                        .insert(entry.uid.value(), (entry.flags, entry.keywords));
+                }
+                let gone = |uid: &u32| {
+                    page.vanished
+                        .contains(ringpost_netproto::id::Uid::new(*uid))
+                };
+                client.messages.retain(|uid, _| !gone(uid));
+                if page.more == More::No {
+                    break;
+                }
+                ensure!(page.upto > after, "a page of changes without progress");
+                after = page.upto;
+            }
+            ensure!(
+                client.messages == now,
+                "a client of {} of user {who} that knew it at {since} knows {:?}; there is {now:?}",
+                status.name,
+                client.messages
+            );
+        }
+        if self.rng.bool() || !self.clients.contains_key(&key) {
+            let client = Client {
+                modseq: status.highest_modseq,
+                messages: now,
+            };
+            self.clients.insert(key, client);
+        }
+        Ok(())
+    }
+
+    /// Ends a life: by a drain, or by a crash where it stands.
+    fn end_life(&mut self) -> Verdict {
+        let drains = self.knobs.drain_one_in > 0 && self.rng.u32(..self.knobs.drain_one_in) == 0;
+        if drains && self.node.is_some() && !self.is_over() {
+            self.drain()?;
+        } else if self.rng.bool() {
+            // What a process does after the machine stopped, nobody may believe.
+            for _turn in 0..self.rng.u32(..40) {
+                self.turn()?;
+            }
+        }
+        self.crash();
+        Ok(())
+    }
+
+    /// A clean end.
+    fn drain(&mut self) -> Verdict {
+        let count = self.node.as_ref().map_or(0, Node::count);
+        for shard in 0..count {
+            self.submit((shard, Request::Drain, Asked::Drain))?;
+        }
+        self.settle()?;
+        if self.is_over() {
+            return Ok(());
+        }
+        ensure!(
+            self.oracle.open.is_empty(),
+            "drained, and no answer to {:?}",
+            self.oracle.open
+        );
+        let open = self.node.as_ref().map_or(0, Node::tickets_open);
+        ensure!(open == 0, "drained with {open} tickets");
+        self.disk_is_sound()
+    }
+
+    /// The machine or the process stops. Whatever is open stays unanswered.
+    pub(super) fn crash(&mut self) {
+        let kind = if self.rng.bool() {
+            Crash::PowerCut
+        } else {
+            Crash::Kill
+        };
+        self.say(|_| format!("{kind:?}"));
+        self.stats.crashes += 1;
+        if let Some(node) = &self.node {
+            self.stats.compactions += node.metric(|metrics| metrics.compactions);
+            self.stats.checkpoints += node.metric(|metrics| metrics.checkpoints);
+        }
+        let disk = self.disk.crash(kind);
+        self.node = None;
+        self.disk = disk;
+        self.stopped = false;
+        self.wanted = None;
+        for asked in std::mem::take(&mut self.oracle.open).into_values() {
+            self.oracle.unanswered(&asked);
+        }
+        self.uploads.clear();
+        self.finishes.clear();
+        self.appending.clear();
+        self.oracle.snapshots.clear();
+        self.stats.stored = self.oracle.stored;
+        self.skew_ns = if self.knobs.clock_back {
+            self.rng.i64(-3_600_000_000_000..3_600_000_000_000)
+        } else {
+            0
+        };
+    }
+
+    /// What the checker says: no damage, and no file that nothing explains.
+    fn disk_is_sound(&mut self) -> Verdict {
+        if self.oracle.excuses.hurt || self.is_over() {
+            return Ok(());
+        }
+        let report = check(&self.disk, &mut |_progress| {});
+        let bad = report.findings.iter().find(|finding| {
+            finding.severity == Severity::Damage
+                || matches!(
+                    finding.corrupt.reason,
+                    CorruptReason::Disagree("the index does not name this file")
+                )
+        });
+        ensure!(
+            bad.is_none(),
+            "the checker finds: {}",
+            bad.map(ToString::to_string).unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    /// Everything without a fault: look, checkpoint, look, drain, open, look.
+    fn last_life(&mut self) -> Verdict {
+        for round in 0..2 {
+            self.oracle.excuses.hurt = !self.disk.wounds().is_empty();
+            self.oracle.excuses.full = false;
+            self.repair_disk();
+            ensure!(self.open_plainly()?, "the store does not open at last");
+            for who in 0..self.knobs.users {
+                self.look_at(who)?;
+            }
+            let count = self.node.as_ref().map_or(0, Node::count);
+            for shard in 0..count {
+                self.submit((shard, Request::Checkpoint, Asked::Checkpoint))?;
+            }
+            self.settle()?;
+            self.disk_is_sound()?;
+            for who in 0..self.knobs.users {
+                let doubts = &self.oracle.person(who).doubts;
+                ensure!(doubts.is_empty(), "still in doubt: {doubts:?}");
+                self.look_at(who)?;
+            }
+            if round == 0 {
+                self.drain()?;
+            }
+            self.crash();
+        }
+        if self.knobs.rots { self.rot() } else { Ok(()) }
+    }
+
+    pub(super) fn open_plainly(&mut self) -> Result<bool, String> {
+        let (logs, skew) = (self.knobs.logs, self.skew_ns);
+        let node = Node::open(&self.disk, &self.knobs.shard, logs, ([1; 16], skew));
+        match node {
+            Ok(node) => self.node = Some(node),
+            Err(error) => return Err(format!("the store does not open: {error}")),
+        }
+        Ok(true)
+    }
+}
