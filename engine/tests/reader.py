@@ -380,13 +380,18 @@ class Log:
     def end(self, current, lsn):
         """Torn or damaged: whether a later frame says that this position was flushed."""
         at = BLOCK + lsn - current["start"]
+        salts = [found["salt"] for found in self.files]
+        for found in self.files:
+            later = found["sequence"] > current["sequence"] and found["start"] > lsn
+            if later and found["previous"] and found["previous"] not in salts:
+                raise Damage(current["file"], at, f"the log file that {found['file']} goes on from is missing")
         walk, start = current, lsn
         while walk:
             top = walk["start"] + len(walk["data"]) - BLOCK
             for other in range(max(start, walk["start"]), top, BLOCK):
                 head = self.frame(walk, other)
                 if head is not None and other > lsn and u64(head, 24) > lsn:
-                    raise Damage(current["file"], at, "acknowledged records are damaged here; " "run ringpost repair")
+                    raise Damage(current["file"], at, "acknowledged records are damaged here; run ringpost repair")
             walk = self.successor(walk)
         block = current["data"][at : at + BLOCK]
         if block[:4] == b"RPF1" and self.frame(current, lsn) is not None:
