@@ -88,7 +88,7 @@ fn serve(image: &Image, held: &Mail, harmed: &[&str], file: &str, what: &str) ->
     }
     for name in USERS {
         let outcomes = bench.deliver(&[name], 500, &message(500, 600));
-        match &outcomes[0] {
+        match outcomes.first().expect("one recipient") {
             Outcome::Stored { .. } => {}
             Outcome::Refused(refused @ Refused::Repairing(_)) if harmed.contains(&name) => {
                 names(refused, "p/", what);
@@ -211,7 +211,7 @@ fn a_segment_edited_by_hand_or_with_other_line_ends() {
         ),
     ] {
         let image = harmed(&image, |image| {
-            *image.bytes_mut(&path) = edited.into_bytes()
+            *image.bytes_mut(&path) = edited.into_bytes();
         });
         is_found(&image, &path, what);
         let seen = serve(&image, &held, &["bob"], &path, what);
