@@ -169,8 +169,7 @@ pub enum Event {
     /// Something an operator should read in the log; the shard goes on.
     Notice(Notice),
     /// A log or checkpoint operation failed: nothing is acknowledged any more and the process must
-    /// end (DESIGN.md decision 11). All open tickets were answered with [`Refused::Stopped`], but for
-    /// checkpoints and drains: this is their answer.
+    /// end (DESIGN.md decision 11). All open tickets were answered with [`Refused::Stopped`].
     Fatal(Fatal),
 }
 

@@ -302,10 +302,7 @@ impl Sim {
             self.take(shard, event)?;
         }
         for shard in fatal {
-            // The fatal error is the answer to these.
-            let waits = |asked: &Asked| !matches!(asked, Asked::Checkpoint | Asked::Drain);
-            let mut open = self.oracle.open.range((shard, 0)..(shard + 1, 0));
-            let rest = open.find(|(_, asked)| waits(asked));
+            let rest = self.oracle.open.range((shard, 0)..(shard + 1, 0)).next();
             ensure!(
                 rest.is_none(),
                 "shard {shard} stopped and did not answer {rest:?}"
@@ -376,6 +373,7 @@ impl Sim {
         let world = &self.oracle.excuses;
         let excused = match notice {
             Notice::Corrupt(corrupt) => world.hurt || world.is_wounded(&corrupt.file),
+            Notice::Damaged(_) => world.hurt || !world.wounds.is_empty(),
             Notice::Unreferenced { path } => world.hurt || world.is_wounded(path),
             Notice::DiskLow { .. } => world.full,
             _ => true,
@@ -457,8 +455,8 @@ fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::Woken { ticket, .. }
         | Event::SnapshotOpened { ticket, .. }
         | Event::Compacted { ticket, .. }
-        | Event::Checkpointed { ticket }
-        | Event::Drained { ticket } => Some(*ticket),
+        | Event::Checkpointed { ticket, .. }
+        | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,
     }
 }

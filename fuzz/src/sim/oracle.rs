@@ -223,9 +223,12 @@ impl Oracle {
                 Ok(_) => Ok(()),
                 Err(refused) => self.excused(refused),
             },
-            (Asked::Checkpoint, Event::Checkpointed { .. })
-            | (Asked::Drain, Event::Drained { .. })
-            | (
+            (Asked::Checkpoint, Event::Checkpointed { result, .. })
+            | (Asked::Drain, Event::Drained { result, .. }) => match result {
+                Ok(()) => Ok(()),
+                Err(refused) => self.excused(refused),
+            },
+            (
                 Asked::Stage { .. },
                 Event::StageBegun { .. }
                 | Event::StageWritten { .. }
