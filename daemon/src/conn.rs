@@ -24,6 +24,9 @@ const READ_BYTES_MIN: usize = 8 << 10;
 /// A read of a connection that fills smaller ones.
 const READ_BYTES_MAX: usize = 256 << 10;
 
+/// So many reads in a row that a small buffer would have held end the large ones.
+const SMALL_READS: u32 = 64;
+
 /// One write gathers up to about this much.
 const WRITE_BYTES_TARGET: usize = 256 << 10;
 
@@ -171,6 +174,7 @@ impl Connection {
 async fn read(core: Rc<Core>, connection: Rc<Connection>) {
     let Connection { wire, session, .. } = &*connection;
     let mut read_bytes = READ_BYTES_MIN;
+    let mut small_reads = 0;
     loop {
         match session.readiness() {
             Readiness::Read if core.is_behind() => {
@@ -188,9 +192,14 @@ async fn read(core: Rc<Core>, connection: Rc<Connection>) {
         match result {
             Ok(count) if count > 0 => {
                 wire.heard_at.set(core.now().monotonic);
+                small_reads = if count < READ_BYTES_MIN {
+                    small_reads + 1
+                } else {
+                    0
+                };
                 if count >= read_bytes {
                     read_bytes = (read_bytes * 4).min(READ_BYTES_MAX);
-                } else if count < READ_BYTES_MIN {
+                } else if small_reads >= SMALL_READS {
                     read_bytes = READ_BYTES_MIN;
                 }
                 session.receive(Bytes::from(buf));

@@ -27,6 +27,7 @@ use crate::conn::{self, Connection};
 use crate::delivery::{self, Delivery, Part};
 use crate::delivery_id::RandomIds;
 use crate::gate::Gates;
+use crate::gather::{GATHER_NS_MAX, Returns};
 use crate::letter::{Answer, CoreReport, Door, DoorReport, Guest, Letter, Settings, Word};
 use crate::mesh::{Endpoint, Wake};
 use crate::rt;
@@ -36,11 +37,8 @@ use crate::status;
 /// How often connections are looked at for time-outs.
 const TICK: Duration = Duration::from_millis(500);
 
-/// So many rounds of all ready tasks without new mail end the gathering of a batch.
+/// So many rounds without new mail end the gathering of a batch.
 const EMPTY_ROUNDS: u32 = 2;
-
-/// A batch gathers at most so long, ns: half of what a durable write takes on a slow device.
-const GATHER_NS_MAX: u64 = 500_000;
 
 /// With more letters than this waiting for slower cores, sockets are not read.
 const MESH_BACKLOG_MAX: usize = 1_024;
@@ -124,6 +122,7 @@ pub struct Core {
     busy: Notify,
     stopped: Notify,
     phase: Cell<Phase>,
+    returns: Cell<Returns>,
     ids: RefCell<RandomIds>,
     doors: [Cell<DoorReport>; 2],
     receiving_bytes: Cell<u64>,
@@ -172,6 +171,7 @@ impl Core {
             busy: Notify::new(),
             stopped: Notify::new(),
             phase: Cell::new(Phase::Open),
+            returns: Cell::new(Returns::NONE),
             ids: RefCell::new(RandomIds::new(seat.entropy)),
             doors: [Cell::default(), Cell::default()],
             receiving_bytes: Cell::new(0),
@@ -285,7 +285,9 @@ impl Core {
 
     /// Lets the open batch go to the disk.
     fn seal(&self, events: &mut Vec<Event>) {
-        self.host.borrow_mut().poll(self.now(), events);
+        let now = self.now();
+        self.returns.set(self.returns.get().sealed(now.monotonic));
+        self.host.borrow_mut().poll(now, events);
         self.give_out(events);
     }
 
@@ -296,9 +298,22 @@ impl Core {
         for (waiter, refused) in refused {
             self.give(waiter, Answer::Refused(refused));
         }
+        let appended = |event: &&Event| matches!(event, Event::Appended { .. });
+        let answered = events.iter().filter(appended).count();
         for event in events.drain(..) {
             self.route(event);
         }
+        if answered > 0 {
+            self.expect_returns(answered);
+        }
+    }
+
+    fn expect_returns(&self, answered: usize) {
+        let answered = u64::try_from(answered).unwrap_or(u64::MAX);
+        let taken = self.host.borrow().taken();
+        let now = self.now().monotonic;
+        self.returns
+            .set(self.returns.get().answered(answered, taken, now));
     }
 
     fn route(&self, event: Event) {
@@ -593,22 +608,31 @@ async fn turns(core: &Rc<Core>, event: &AsyncFd<crate::shard_host::RingEvent>) {
     }
 }
 
-/// Gives the other tasks of this core their turns as long as each round of them brings mail for the
-/// open batch: an idle core writes at once, a busy one shares the price of a flush among more (decision
-/// 0014). No timer: the core never sleeps here.
+/// Lets the other tasks of this core and the sockets have their turns as long as that brings mail for
+/// the open batch, or those who were just answered may bring some: an idle core writes at once, a busy
+/// one shares the price of a flush among more (decision 0014). No timer: the core never sleeps here.
 async fn gather(core: &Rc<Core>) {
     let begun = core.now().monotonic;
     let mut taken = core.host.borrow().taken();
     let mut empty_rounds = 0;
-    while empty_rounds < EMPTY_ROUNDS && core.now().monotonic.since(begun) < GATHER_NS_MAX {
-        tokio::task::yield_now().await;
+    loop {
+        rt::round().await;
+        let now = core.now().monotonic;
         let now_taken = core.host.borrow().taken();
-        empty_rounds = if now_taken == taken {
-            empty_rounds + 1
+        if now_taken == taken {
+            empty_rounds += 1;
         } else {
-            0
-        };
+            empty_rounds = 0;
+        }
         taken = now_taken;
+        let due = core.returns.get().are_due(taken, now);
+        if (empty_rounds >= EMPTY_ROUNDS && !due) || now.since(begun) >= GATHER_NS_MAX {
+            return;
+        }
+        if empty_rounds > 0 {
+            // Who is to send it may be waiting for this processor.
+            std::thread::yield_now();
+        }
     }
 }
 

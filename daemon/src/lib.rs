@@ -17,6 +17,7 @@ pub mod delivery;
 pub mod delivery_id;
 pub mod exit;
 pub mod gate;
+pub mod gather;
 pub mod import;
 pub mod letter;
 pub mod listen;

@@ -40,6 +40,14 @@ pub fn spawn<F: Future<Output = ()> + 'static>(task: F) {
     drop(tokio_uring::spawn(task));
 }
 
+/// One round: all that the tasks of this core asked of the ring goes to the kernel, and what is ready
+/// comes back. A mere `yield_now` would not do: the runtime hands the ring over only before it
+/// sleeps, so answers would stay here and sockets would not be read. Never drop it.
+pub async fn round() {
+    // It fails only with the ring, and then each socket says so.
+    tokio_uring::no_op().await.ok();
+}
+
 /// Waits for an eventfd with tokio's own poller; its futures may be dropped. `fd` must own its
 /// descriptor, so that it is open as long as it is watched.
 pub fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
