@@ -245,6 +245,22 @@ pub const KEYS: &[Key] = &[
         show: |config| show_size(config.log_bytes_per_core),
     },
     Key {
+        name: "log_bytes_at_start",
+        default: "auto",
+        doc: "How much of that is there before mail is taken; the rest is made when it is needed, \
+              which doubles what the disk has to write meanwhile. `auto` is four files, an eighth.",
+        reload: Reload::Restart,
+        set: |config, text| {
+            config.log_bytes_at_start = auto(text, |text| at_least(parse_size(text)?, 1))?;
+            Ok(())
+        },
+        show: |config| {
+            config
+                .log_bytes_at_start
+                .map_or_else(|| "auto".to_owned(), show_size)
+        },
+    },
+    Key {
         name: "checkpoint_interval",
         default: "60 s",
         doc: "Mail reaches the mbox files at the latest after this.",
@@ -367,6 +383,7 @@ pub(super) fn blank() -> Config {
         message_bytes_max: 0,
         memory_per_core: None,
         log_bytes_per_core: 0,
+        log_bytes_at_start: None,
         checkpoint_interval: std::time::Duration::ZERO,
         disk_reserve: 0,
         compaction_rate: 0,
@@ -430,11 +447,13 @@ impl Config {
             })
         });
         let log_file_bytes = (self.log_bytes_per_core / 32).clamp(4 << 20, 64 << 20) >> 20 << 20;
-        let files = u32::try_from(self.log_bytes_per_core / log_file_bytes).unwrap_or(u32::MAX);
+        let files = |bytes: u64| u32::try_from(bytes / log_file_bytes).unwrap_or(u32::MAX);
+        let files_max = files(self.log_bytes_per_core).clamp(4, 9_999);
+        let files_initial = self.log_bytes_at_start.map_or(4, files);
         ShardConfig {
             log_file_bytes,
-            log_files_initial: 4,
-            log_files_max: files.clamp(4, 9_999),
+            log_files_initial: files_initial.clamp(2, files_max),
+            log_files_max: files_max,
             message_bytes_max: self.message_bytes_max,
             pending_bytes_max: memory / 5 * 2,
             pending_records_max: memory * 16 / 100 / 200,
@@ -570,10 +589,24 @@ mod tests {
     #[test]
     fn the_smallest_values_keep_the_engines_rules() {
         let mut config = Config::default();
-        for option in ["memory_per_core=64 MiB", "log_bytes_per_core=16 MiB"] {
+        for option in [
+            "memory_per_core=64 MiB",
+            "log_bytes_per_core=16 MiB",
+            "log_bytes_at_start=1",
+        ] {
             config.set_option(option).expect("valid");
         }
         assert_eq!(config.shard_config().check(), Ok(()));
+    }
+
+    #[test]
+    fn the_log_that_is_there_at_the_start_is_part_of_the_log() {
+        let mut config = Config::default();
+        for (bytes, files) in [("auto", 4), ("1 GiB", 16), ("8 GiB", 32)] {
+            let option = format!("log_bytes_at_start={bytes}");
+            config.set_option(&option).expect("valid");
+            assert_eq!(config.shard_config().log_files_initial, files, "{bytes}");
+        }
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Config {
     pub memory_per_core: Option<u64>,
     /// Disk space of one core's commit log.
     pub log_bytes_per_core: u64,
+    /// How much of it is made before mail is taken; `None`: four files.
+    pub log_bytes_at_start: Option<u64>,
     /// Time between checkpoints.
     pub checkpoint_interval: Duration,
     /// Free disk space below which new mail is refused.
