@@ -232,3 +232,23 @@ fn a_drain_gives_room_to_the_copy_it_waits_for() {
         "{copied:?}"
     );
 }
+
+/// A pass of the scrub that was due when a drain began stayed due until the drain ended.
+#[test]
+fn a_scrub_that_is_due_does_not_keep_a_drain_awake() {
+    let config = ShardConfig {
+        scrub_interval_ns: Some(1_000),
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    for seed in 0..20 {
+        let mut disk = SimConfig::new(seed);
+        (disk.slow_one_in, disk.slow_factor) = (2, 2_000);
+        let mut bench = Bench::on(empty_disk(disk), config.clone()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 900));
+        bench.append(&[BOB], 2, &message(2, 900));
+        bench.submit(Request::Drain).expect("taken");
+        assert!(polls_at_once(&mut bench) < 20, "seed {seed}");
+        bench.settle();
+    }
+}

@@ -155,6 +155,7 @@ fn shard(rng: &mut Rng) -> ShardConfig {
         ),
         reserve_bytes: 64 << 10,
         scrub_bytes_per_s: one_of(rng, [64 << 10, 64 << 20]),
+        scrub_interval_ns: one_of(rng, [None, None, Some(100_000_000)]),
         compact_bytes_per_s: one_of(rng, [64 << 10, 4 << 20, 64 << 20]),
         compact_bytes_min: one_of(rng, [1, 2 << 10, 1 << 40]),
         ..ShardConfig::tiny()

@@ -267,6 +267,9 @@ impl<I: Io> Shard<I> {
     /// When to look again although nothing completes.
     pub(super) fn scrub_due(&self) -> Option<MonotonicNs> {
         let scrubber = &self.scrubber;
+        if self.phase != Phase::Serving {
+            return None;
+        }
         if scrubber.busy == Busy::Yes || scrubber.visit.as_ref().is_some_and(Visit::is_loading) {
             return None;
         }
