@@ -21,6 +21,10 @@ fn find(canary: Canary) -> Option<(u64, String)> {
 }
 
 #[test]
+#[cfg_attr(
+    debug_assertions,
+    ignore = "ten minutes unless optimised: cargo test --release, as .ci/run sim does"
+)]
 fn every_planted_bug_is_found() {
     // Panics are findings here; their text comes with the table.
     std::panic::set_hook(Box::new(|_panic| {}));

@@ -12,6 +12,7 @@ use super::super::Shard;
 use super::super::compact::Contents;
 use super::super::load::Wants;
 use super::super::publish::message_of;
+use super::super::writes::Gone;
 use super::target::{Fed, Progress, Target, targets};
 use super::{Busy, Damage, Moved, News, PAUSE_NS, PIECE_BYTES, place_of};
 use crate::error::{Corrupt, CorruptReason, IoError};
@@ -427,6 +428,8 @@ impl<I: Io> Shard<I> {
         let user = self.users.get(visit.user);
         let unwritten = user.unwritten().filter_map(message_of);
         let unwritten = unwritten.map(|(mailbox, uid, ..)| (mailbox, uid)).collect();
+        // What the log alone calls dead may have lost its file already.
+        let gone = Gone::unwritten(user);
         let whole = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let bytes = Bytes::from(bytes);
         let bad = |reason| BadInfo { offset: 0, reason };
@@ -441,6 +444,7 @@ impl<I: Io> Shard<I> {
         };
         match checked {
             Ok(mut all) => {
+                all.retain(|target| !gone.has(target.mailbox, target.uid));
                 if visit.look == Look::Second {
                     let suspects = &visit.suspects;
                     all.retain(|target| suspects.contains(&(target.mailbox, target.uid)));
