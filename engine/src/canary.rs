@@ -95,6 +95,12 @@ canaries! {
     PartRenamedEarly = "part-renamed-early",
     /// A compaction drops bytes that only the log has, for segments that live on.
     SwapDropsBytes = "swap-drops-bytes",
+    /// Answers go out at this node's flush though a copy is asked.
+    CopyNotAwaited = "copy-not-awaited",
+    /// After a restart readers see what no copy confirmed.
+    UnconfirmedShown = "unconfirmed-shown",
+    /// Uids are given before what the peer has and this node lost is taken back.
+    LeadNotTakenBack = "lead-not-taken-back",
     /// A log buffer is filled again while the kernel still reads it.
     BufferReused = "buffer-reused",
 }

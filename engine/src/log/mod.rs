@@ -58,6 +58,12 @@ impl<G> Batch<G> {
         self.lsn.after(FrameHeader::frame_len_of(len))
     }
 
+    /// The records so far.
+    fn records(&self) -> &[u8] {
+        let end = FRAME_HEADER_BYTES + self.tally.payload_len;
+        self.buf.get(FRAME_HEADER_BYTES..end).unwrap_or_default()
+    }
+
     /// Appends records; `fill` gets an encoder that goes on where the last one ended.
     pub(crate) fn encode<T>(&mut self, fill: impl FnOnce(&mut Encoder<'_>) -> T) -> T {
         let payload = self.buf.get_mut(FRAME_HEADER_BYTES..).unwrap_or_default();
@@ -81,6 +87,17 @@ pub(crate) enum Seal {
     Open,
     /// Those that are full.
     Full,
+}
+
+/// A frame with records as it is handed to the kernel.
+pub(crate) struct Sealed<'a, G> {
+    /// Of the log file.
+    pub(crate) salt: u64,
+    /// Where the frame ends.
+    pub(crate) end: Lsn,
+    /// Its records.
+    pub(crate) payload: &'a [u8],
+    pub(crate) groups: &'a [G],
 }
 
 /// What waits to be sealed, in order.
@@ -169,6 +186,12 @@ impl<G> Log<G> {
         }
     }
 
+    /// Ends of frames that recovery read and that a checkpoint may still end at, in order.
+    pub(crate) fn knows_ends(&mut self, ends: impl Iterator<Item = (Lsn, u32)>) {
+        let last = self.ends.back().copied();
+        self.ends = ends.chain(last).collect();
+    }
+
     /// Bytes of records that fit a frame.
     pub(crate) fn payload_max(&self) -> usize {
         self.config.frame_bytes_max - FRAME_HEADER_BYTES
@@ -249,14 +272,14 @@ impl<G> Log<G> {
     }
 
     /// Hands the kernel what may go: an empty pipe writes at once, without a timer. With
-    /// [`Seal::Full`] a batch that has room stays open.
+    /// [`Seal::Full`] a batch that has room stays open. `each` looks at every frame with records.
     pub(crate) fn seal<I: Io>(
         &mut self,
         ops: &mut Ops<I>,
-        positions: &mut Positions,
-        metrics: &mut Metrics,
+        (positions, metrics): (&mut Positions, &mut Metrics),
         now: Now,
         which: Seal,
+        mut each: impl FnMut(&Sealed<'_, G>),
     ) {
         self.files.tend(ops, now.wall);
         loop {
@@ -276,6 +299,12 @@ impl<G> Log<G> {
             let Some(Closed::Records(batch)) = self.closed.pop_front() else {
                 return;
             };
+            each(&Sealed {
+                salt: self.files.salt(batch.file),
+                end: batch.end(),
+                payload: batch.records(),
+                groups: &batch.groups,
+            });
             self.submit_records(ops, positions, metrics, now, batch);
         }
     }
@@ -446,8 +475,9 @@ impl<G> Log<G> {
         Ok(())
     }
 
-    /// The groups of the next frame in order, if it and all before it are on the medium.
-    pub(crate) fn completed(&mut self, positions: &mut Positions) -> Option<Vec<G>> {
+    /// The groups of the next frame in order, if it and all before it are on the medium, and where
+    /// that frame ends.
+    pub(crate) fn completed(&mut self, positions: &mut Positions) -> Option<(Lsn, Vec<G>)> {
         let later = || self.flights.iter().any(|flight| flight.done);
         let early = canary::on(Canary::AckOutOfOrder) && later();
         if !self.flights.front()?.done && !early {
@@ -458,7 +488,7 @@ impl<G> Log<G> {
         if flight.kind == FrameKind::Noop {
             self.vouched = flight.end;
         }
-        Some(flight.groups)
+        Some((flight.end, flight.groups))
     }
 
     /// Whether nothing is open, closed or in flight.

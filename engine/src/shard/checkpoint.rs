@@ -20,7 +20,7 @@ use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
 use crate::index::DeadFile;
 use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
 use crate::ops::{Purpose, unreachable_done};
-use crate::pending::What;
+use crate::pending::{Entry, What};
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Refused, Ticket};
 use crate::user::Hold;
@@ -313,14 +313,24 @@ impl<I: Io> Shard<I> {
         };
         let mut users = std::mem::take(&mut self.dirty);
         let mut records = 0;
-        for index in &users {
+        users.retain(|index| {
             let user = self.users.get_mut(*index);
             assert!(user.frozen.is_empty(), "one checkpoint at a time");
-            user.frozen = std::mem::take(&mut user.pending);
+            user.frozen = user.take_settled();
+            if !user.pending.is_empty() {
+                self.dirty.push(*index);
+            }
+            if user.frozen.is_empty() && !user.pending.is_empty() {
+                return false;
+            }
             user.frozen_written = false;
             user.frozen_folders = std::mem::take(&mut user.folders);
+            if user.pending.iter().any(Entry::changes_mailboxes) {
+                user.folders = Lag::Yes;
+            }
             records += u64::try_from(user.frozen.len()).expect("an index has at most 64 bits");
-        }
+            true
+        });
         let place = |index: &usize| {
             let user = self.users.get(*index);
             (user.partition, user.hash, user.ordinal)
@@ -345,7 +355,7 @@ impl<I: Io> Shard<I> {
         self.checkpoint.users_count = users.len();
         self.checkpoint.users_written = 0;
         self.checkpoint.users.clone_from(&users);
-        self.checkpoint.partitions = self.partitions_durable.states();
+        self.checkpoint.partitions = self.settled_partitions().states();
         self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
         self.checkpoint.wanted = Wanted::No;
         self.checkpoint.state = State::Writing(Writing {
