@@ -1,5 +1,7 @@
 //! `sim`: runs seeds of the simulator on all cores, or one with its trace. The first line says which
 //! seeds of which commit, the exit code is the verdict.
+
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command line program")]
 #![expect(
     clippy::disallowed_methods,
