@@ -1,11 +1,11 @@
 //! The simulator: one node with all its shards on a simulated disk, random work, faults and crashes,
 //! and an oracle that knows what was promised (storage.md 12).
 //!
-//! Everything comes from one seed: limits and manners of the disk ([`knobs`]), work ([`work`],
-//! [`upload`]), when and how the disk fails, when the machine stops. Time is the disk's virtual time.
+//! Everything comes from one seed: limits and manners of the disk (`knobs`), work (`work`,
+//! `upload`), when and how the disk fails, when the machine stops. Time is the disk's virtual time.
 //! The same seed gives the same trace, byte for byte. A seed is a handful of lives: open, look at
 //! everybody, work, stop by a crash, a fatal error or a drain; what the next life finds is held
-//! against what the earlier ones were told ([`oracle`], [`look`]).
+//! against what the earlier ones were told (`oracle`, `look`).
 
 mod asked;
 mod knobs;
