@@ -4,8 +4,10 @@
 mod testkit;
 
 use ringpost_engine::config::ShardConfig;
-use ringpost_engine::io::sim::{Crash, SimConfig};
-use ringpost_engine::request::{Event, MonotonicNs, Notice, QuotaLimits, Refused, Request, UidSet};
+use ringpost_engine::io::sim::{Crash, Fate, SimConfig};
+use ringpost_engine::request::{
+    Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, UidSet,
+};
 use ringpost_netproto::id::{MailboxId, Modseq};
 use testkit::{Bench, empty_disk, message, user};
 
@@ -250,5 +252,28 @@ fn a_scrub_that_is_due_does_not_keep_a_drain_awake() {
         bench.submit(Request::Drain).expect("taken");
         assert!(polls_at_once(&mut bench) < 20, "seed {seed}");
         bench.settle();
+    }
+}
+
+/// Delivery ids that a killed process had written and not synced counted as saved: a power cut later,
+/// after checkpoints and a drain, a retry was stored twice.
+#[test]
+fn ids_that_a_killed_process_left_in_the_cache_are_made_durable() {
+    for change in 1..60 {
+        let mut disk = SimConfig::new(change).weak();
+        disk.fate = Fate::Least;
+        let mut bench = Bench::on(empty_disk(disk), ShardConfig::tiny()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        let at = bench.disk.changes() + change;
+        bench.disk.configure(|config| config.crash_at = Some(at));
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        let mut bench = bench.crash(Crash::Kill);
+        bench.drain();
+        let mut bench = bench.crash(Crash::PowerCut);
+        let again = bench.deliver(&[BOB], 1, &message(1, 300));
+        let known = matches!(again[..], [Outcome::Duplicate { .. }]);
+        assert!(known, "change {change}: {again:?}");
+        no_damage_is_named(&bench, &format!("change {change}"));
     }
 }
