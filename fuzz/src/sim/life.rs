@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ringpost_engine::check::{Severity, check};
 use ringpost_engine::error::CorruptReason;
 use ringpost_engine::io::sim::{Among, Crash, StepError};
-use ringpost_engine::request::{Event, More, Refused, Request};
+use ringpost_engine::request::{Event, ListEntry, MailboxStatus, More, Refused, Request};
 use ringpost_netproto::id::{MailboxId, Modseq};
 
 use super::asked::Asked;
@@ -265,22 +265,9 @@ impl Sim {
         };
         let mut seen = Seen::new();
         for status in statuses {
-            let request = Request::List {
-                user: user.clone(),
-                mailbox: status.mailbox,
-                after: 0,
-                entries_max: 1_000,
-            };
-            // Its answer is held against the model below, with the rest of the user.
-            let asked = Asked::Look;
-            match self.ask((shard, request, asked))? {
-                Some(Event::Listed {
-                    result: Ok(page), ..
-                }) => {
-                    ensure!(page.more == More::No, "a page of thousands");
-                    seen.push((page.status, page.entries));
-                }
-                _ => return Ok(()),
+            match self.pages(who, status.mailbox)? {
+                Some(mailbox) => seen.push(mailbox),
+                None => return Ok(()),
             }
         }
         self.oracle.reconcile(who, Some(&seen))?;
@@ -298,15 +285,37 @@ impl Sim {
         Ok(())
     }
 
-    /// A client that was away asks what changed (RFC 7162), and then knows what is there.
-    fn client(
+    /// A whole mailbox, page by page; `None` if it is not shown.
+    fn pages(
         &mut self,
         who: usize,
-        (status, entries): (
-            &ringpost_engine::request::MailboxStatus,
-            &[ringpost_engine::request::ListEntry],
-        ),
-    ) -> Verdict {
+        mailbox: MailboxId,
+    ) -> Result<Option<(MailboxStatus, Vec<ListEntry>)>, String> {
+        let mut entries = Vec::new();
+        loop {
+            let last = entries.last();
+            let request = Request::List {
+                user: self.oracle.person(who).key.clone(),
+                mailbox,
+                after: last.map_or(0, |entry: &ListEntry| entry.uid.value()),
+                entries_max: 1_000,
+            };
+            // Its answer is held against the model with the rest of the user.
+            let Some(Event::Listed {
+                result: Ok(page), ..
+            }) = self.ask((self.owner(who), request, Asked::Look))?
+            else {
+                return Ok(None);
+            };
+            entries.extend(page.entries);
+            if page.more == More::No {
+                return Ok(Some((page.status, entries)));
+            }
+        }
+    }
+
+    /// A client that was away asks what changed (RFC 7162), and then knows what is there.
+    fn client(&mut self, who: usize, (status, entries): (&MailboxStatus, &[ListEntry])) -> Verdict {
         let mailbox = status.mailbox.value();
         let key = (who, mailbox, status.uidvalidity.value());
         let now: BTreeMap<u32, (u32, u64)> = entries
