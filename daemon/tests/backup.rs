@@ -241,3 +241,64 @@ fn one_users_mail_comes_back_once() {
     assert_eq!(mbox.matches("Subject: ").count(), 4, "{mbox}");
     assert!(daemon.stop().success());
 }
+
+#[test]
+fn a_users_mail_of_a_moment_between_backups_comes_back() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let settings = [
+        SOCKET,
+        "checkpoint_interval=1s",
+        "return_path=off",
+        "archive_age=1 d",
+    ];
+    let mut daemon = scratch.start_with(&settings);
+    daemon.node = data.join("run/node");
+    let large = [stamped("large"), vec![b'x'; 300 << 10], b"\r\n".to_vec()].concat();
+    daemon.client().deliver(&["bob@v.test"], &stamped("one"));
+    let copy = scratch.path("copy").display().to_string();
+    done(&data, &["backup", &copy]);
+    for message in [&stamped("two"), &large] {
+        daemon.client().deliver(&["bob@v.test"], message);
+    }
+    // A user that the backup does not know, and a log file that a checkpoint passes.
+    daemon.client().deliver(&["eve@v.test"], &stamped("hers"));
+    let moment = jiff::Timestamp::now().to_string();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    daemon.client().deliver(&["bob@v.test"], &stamped("three"));
+    let before = daemon.metric("ringpost_checkpoints_total");
+    until("a checkpoint", || {
+        daemon.metric("ringpost_checkpoints_total") > before
+    });
+
+    let restore = |user: &str, at: &str| {
+        let words = ["restore", user, "--from", &copy, "--at", at];
+        ringpost(&data, &[&words[..], &["--folder", "Old"]].concat())
+    };
+    let said = |output: Output| {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let old = said(restore("bob@v.test", &moment));
+    assert!(old.contains("Old/INBOX: 3 restored, 0 there"), "{old}");
+    let again = said(restore("bob@v.test", &moment));
+    assert!(again.contains("Old/INBOX: 0 restored, 3 there"), "{again}");
+    let hers = said(restore("eve@v.test", &moment));
+    assert!(hers.contains("Old/INBOX: 1 restored, 0 there"), "{hers}");
+    let mbox = done(&data, &["export", "bob@v.test", "--folder", "Old/INBOX"]);
+    for (subject, count) in [("one", 1), ("two", 1), ("large", 1), ("three", 0)] {
+        let line = format!("Subject: {subject}\n");
+        assert_eq!(mbox.matches(&line).count(), count, "{subject}");
+    }
+    for (at, why) in [
+        ("1970-01-02", "take an older backup"),
+        ("2999-01-01", "still to come"),
+        ("noon", "not a time"),
+    ] {
+        let output = restore("bob@v.test", at);
+        assert!(!output.status.success(), "{at}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(why), "{at}: {text}");
+    }
+    assert!(daemon.stop().success());
+}

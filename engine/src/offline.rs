@@ -7,6 +7,8 @@
 //! of one user; a message is handed on in pieces. A message that is not as it was written is an error with
 //! file and offset, found at its last piece at the latest, and the others are served.
 
+mod past;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -30,6 +32,9 @@ use crate::repair::redo::Owed;
 use crate::request::{ListEntry, ListPage, MailboxStatus, More};
 use crate::shard::read::list_entry;
 use crate::tail::{MailboxTail, Tail};
+
+use past::Later;
+pub use past::PastError;
 
 /// Why something could not be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -186,9 +191,11 @@ impl<'a> Offline<'a> {
             store: self,
             layer,
             in_log,
+            id,
             dir,
             tail: folded.tail,
             index: folded.index,
+            later: None,
         }))
     }
 }
@@ -208,9 +215,12 @@ pub struct OfflineUser<'a> {
     layer: Layer<'a>,
     /// Messages that may be in the log only, by segment and offset.
     in_log: BTreeMap<(u32, u64), &'a At>,
+    id: UserId,
     dir: RelPath,
     tail: Tail,
     index: Index,
+    /// What came after this directory was copied, if it is a backup.
+    later: Option<Later<'a>>,
 }
 
 impl OfflineUser<'_> {
@@ -264,7 +274,11 @@ impl OfflineUser<'_> {
         let own = msg.format_flags & OWN_FILE != 0;
         let in_log = self.in_log.get(&(msg.segment, msg.offset));
         let mut give = |data| piece(&entry, data);
-        if let Some(at) = in_log.filter(|_| !own) {
+        let later = self.later.as_ref();
+        let place = later.and_then(|later| Some((later, later.places.get(&(mailbox, uid))?)));
+        if let Some((later, place)) = place {
+            later.fetch(place, (&self.dir, &msg), uidvalidity, &mut give)?;
+        } else if let Some(at) = in_log.filter(|_| !own) {
             // Its prefix was compared with its run when the log was read.
             let Offline { tree, redo, .. } = self.store;
             let read = |offset, len| redo.read(*tree, &at.path, offset, len);
@@ -275,12 +289,8 @@ impl OfflineUser<'_> {
             } else {
                 self.dir.segment(msg.segment)
             };
-            let start = self.layer.read(&path, msg.offset, usize::from(msg.skip))?;
-            prefix(&start, &msg, Some(uidvalidity))
-                .map_err(|(offset, reason)| bad(&path, msg.offset + offset, reason))?;
-            let stored_at = msg.offset + u64::from(msg.skip);
             let read = |offset, len| self.layer.read(&path, offset, len);
-            hand_on(&msg, (&path, stored_at), &read, &mut give)?;
+            from_mbox(&msg, &path, uidvalidity, &read, &mut give)?;
         }
         Ok(entry)
     }
@@ -289,6 +299,21 @@ impl OfflineUser<'_> {
         let found = self.tail.visible_mailbox(mailbox);
         found.ok_or(OfflineError::NoSuchMailbox)
     }
+}
+
+/// A message out of a segment or a file of its own.
+fn from_mbox(
+    msg: &Msg,
+    path: &RelPath,
+    uidvalidity: u32,
+    read: &dyn Fn(u64, usize) -> Result<Vec<u8>, IoError>,
+    piece: &mut dyn FnMut(Bytes) -> bool,
+) -> Result<(), OfflineError> {
+    let start = read(msg.offset, usize::from(msg.skip))?;
+    prefix(&start, msg, Some(uidvalidity))
+        .map_err(|(offset, reason)| bad(path, msg.offset + offset, reason))?;
+    let stored_at = msg.offset + u64::from(msg.skip);
+    hand_on(msg, (path, stored_at), read, piece)
 }
 
 /// The stored bytes from `from` of a file on, as they were received, in pieces.

@@ -48,6 +48,8 @@ pub(crate) enum Purpose {
     Compact,
     /// A step of a log file's way into the archive.
     Archive,
+    /// A look into the archive.
+    ArchiveList,
     /// A step of the scrub.
     Scrub,
     /// The scrub's file.

@@ -4,63 +4,18 @@ mod testkit;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringpost_engine::backup::{BackupError, Copier, Next, Target};
+use ringpost_engine::backup::{BackupError, Copier, Next};
 use ringpost_engine::config::{ArchiveLimits, ShardConfig};
-use ringpost_engine::error::IoError;
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, Model, SimConfig, SimDisk};
-use ringpost_engine::position::Lsn;
 use ringpost_engine::request::{
-    Body, BusyReason, Event, FlagOp, Flags, MonotonicNs, Outcome, Refused, Request, Ticket, UidSet,
-    Which,
+    Body, BusyReason, Event, FlagOp, Flags, Outcome, Refused, Request, Ticket, UidSet, Which,
 };
 use ringpost_netproto::id::MailboxId;
+use testkit::backup::{LEASE_NS, Memory, begin, end, turns};
 use testkit::{Bench, check_disk, empty_disk, guid, message, prepare, ticket_of, user};
 
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
-const LEASE_NS: u64 = 3_600_000_000_000;
-
-/// A copy in memory.
-#[derive(Default)]
-struct Memory {
-    dirs: BTreeSet<RelPath>,
-    files: BTreeMap<RelPath, Vec<u8>>,
-}
-
-impl Target for Memory {
-    fn make_dir(&mut self, dir: &RelPath) -> Result<(), IoError> {
-        self.dirs.insert(dir.clone());
-        Ok(())
-    }
-
-    fn write(&mut self, file: &RelPath, offset: u64, data: &[u8]) -> Result<(), IoError> {
-        let bytes = self.files.entry(file.clone()).or_default();
-        let from = usize::try_from(offset).expect("small");
-        assert!(from <= bytes.len(), "a hole in {file}");
-        bytes.truncate(from);
-        bytes.extend_from_slice(data);
-        Ok(())
-    }
-
-    fn link(&mut self, from: &RelPath, to: &RelPath) -> Result<bool, IoError> {
-        let bytes = self.files.get(from).cloned().expect("it was copied");
-        self.files.insert(to.clone(), bytes);
-        Ok(true)
-    }
-}
-
-impl Memory {
-    fn into_disk(self) -> SimDisk {
-        let disk = SimDisk::new(SimConfig::new(7));
-        for dir in &self.dirs {
-            disk.put_dir(dir);
-        }
-        for (path, bytes) in &self.files {
-            disk.put(path, bytes);
-        }
-        disk
-    }
-}
 
 /// What a caller was told.
 #[derive(Default)]
@@ -161,49 +116,6 @@ fn act(
         // It would wait for the end of the backup; those that are due do.
         17 if !backup => drop(bench.submit(Request::Compact { user: user(name) })),
         _ => drop(bench.submit(Request::Checkpoint)),
-    }
-}
-
-fn turns(bench: &mut Bench, count: u32) {
-    for _turn in 0..count {
-        bench.poll();
-        let now = bench.disk.now_ns();
-        let soon = |at: u64| at < now + 10_000_000_000;
-        let deadline = bench.shard.next_deadline().map(MonotonicNs::value);
-        if deadline.is_some_and(soon) || bench.disk.next_due_ns().is_some_and(soon) {
-            bench.pass_time();
-        } else {
-            // Not to the end of a lease.
-            bench.disk.advance(1_000_000);
-        }
-    }
-}
-
-fn begin(bench: &mut Bench, id: u64) -> Result<Lsn, Refused> {
-    let request = Request::BackupBegin {
-        id,
-        lease_ns: LEASE_NS,
-    };
-    let ticket = bench.submit(request)?;
-    for _turn in 0..20_000 {
-        turns(bench, 1);
-        let mut events = bench.events.iter();
-        if let Some(Event::BackupBegun { result, .. }) =
-            events.find(|event| ticket_of(event) == Some(ticket))
-        {
-            return result.clone();
-        }
-    }
-    panic!("a backup that never begins");
-}
-
-fn end(bench: &mut Bench, id: u64) -> Result<u64, Refused> {
-    let ticket = bench.submit(Request::BackupEnd { id })?;
-    bench.poll();
-    let mut events = bench.events.iter();
-    match events.find(|event| ticket_of(event) == Some(ticket)) {
-        Some(Event::BackupEnded { result, .. }) => result.clone(),
-        other => panic!("{other:?}"),
     }
 }
 

@@ -54,6 +54,9 @@ pub struct Config {
     pub disk_reserve: u64,
     /// Bytes a second that one core's compactions write at most.
     pub compaction_rate: u64,
+    /// How long log files and expunged large messages are kept for point-in-time restore; `None`: not
+    /// at all.
+    pub archive_age: Option<Duration>,
     /// Bytes a second that one core's scrub reads at most; `None`: it reads only when asked.
     pub scrub_rate: Option<u64>,
     /// Connections at a time.

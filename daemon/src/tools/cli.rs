@@ -135,8 +135,16 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
             user: Some(user),
             from,
             folder,
+            at,
             ..
-        } => return restore::user(&options.global, from, user, folder.as_deref(), output),
+        } => {
+            let wanted = restore::Wanted {
+                user,
+                folder: folder.as_deref(),
+                at: at.as_deref(),
+            };
+            return restore::user(&options.global, from, wanted, output);
+        }
         Command::Restore { from, verify, .. } => {
             return restore::node(&options.global, from, *verify, output);
         }

@@ -119,6 +119,16 @@ impl<'a> Walker<'a> {
         Err(self.gap())
     }
 
+    /// The name that a file of the log has now, or in the archive.
+    pub(crate) fn locate(
+        &mut self,
+        header: &LogFileHeader,
+    ) -> Result<Option<RelPath>, BackupError> {
+        let files = self.files()?.into_iter();
+        let mut same = files.filter(|(_, other, _)| other == header);
+        Ok(same.next().map(|(path, ..)| path))
+    }
+
     fn begin(&mut self) -> Result<Step, BackupError> {
         let files = self.files()?;
         let pos = self.pos;

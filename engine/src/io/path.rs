@@ -133,6 +133,20 @@ impl RelPath {
         Self::new(format!("archive/{log_id:02x}/{sequence:016x}.held"))
     }
 
+    /// `archive/<id>/<user>.<file>-<seconds>.mbox`: an expunged large message that had the path
+    /// `p/<partition>/<user>/<file>.mbox`, kept since that second of 1970. `None` if that is not the
+    /// path of one.
+    pub fn archived_large(&self, log_id: u32, at_s: u64) -> Option<Self> {
+        let name = self.file_name().strip_suffix(".mbox")?;
+        (name.split('.').count() == 3).then(|| {
+            let user = self.parent();
+            let user = user.file_name();
+            Self::new(format!(
+                "archive/{log_id:02x}/{user}.{name}-{at_s:010x}.mbox"
+            ))
+        })
+    }
+
     /// `log/<id>/scrub`.
     pub fn scrub(log_id: u32) -> Self {
         Self::new(format!("log/{log_id:02x}/scrub"))
@@ -213,6 +227,12 @@ mod tests {
             user.large(3, MailboxId::INBOX, Uid::new(255)).file_name(),
             "00000003.00000001.000000ff.mbox"
         );
+        let large = user.large(3, MailboxId::INBOX, Uid::new(255));
+        assert_eq!(
+            large.archived_large(1, 0xFF).as_ref().map(RelPath::as_str),
+            Some("archive/01/abc0000000000001-0.00000003.00000001.000000ff-00000000ff.mbox")
+        );
+        assert_eq!(user.segment(3).archived_large(1, 0xFF), None);
         assert_eq!(user.parent().as_str(), "p/0abc");
         assert_eq!(RelPath::superblock(1).as_str(), "log/01/super");
         assert_eq!(RelPath::log_file(1, 12).parent(), RelPath::log_dir(1));

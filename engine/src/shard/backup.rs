@@ -7,7 +7,8 @@
 //! order: each holds at least the state at that checkpoint, and the log has the rest.
 //!
 //! The same way is the archive's: with `ShardConfig::archive` every log file goes there, and stays
-//! until it is too old or there are too many. What a crash leaves: files held for a backup go at the
+//! until it is too old or there are too many. So do the files of large messages that are expunged: the
+//! log does not hold their bytes. What a crash leaves: files held for a backup go at the
 //! next start, since nobody copies any more; archived ones stay, and one that has both names loses
 //! that of the log, so that it is never armed again.
 //!
@@ -19,6 +20,7 @@ use std::collections::VecDeque;
 use super::{Phase, Shard};
 use crate::config::ArchiveLimits;
 use crate::error::IoError;
+use crate::index::DeadFile;
 use crate::io::{Done, Failed, Io, Op, RelPath};
 use crate::limits::BACKUP_LEASE_NS_MAX;
 use crate::log::{Held, Keep};
@@ -35,6 +37,18 @@ pub(super) struct Backups {
     /// In `archive/`, oldest first.
     files: VecDeque<Kept>,
     bytes: u64,
+    /// Wall clock, in seconds.
+    now_s: u64,
+    listing: Listing,
+}
+
+/// Whether `files` is all that lies in `archive/`: large messages come there without their size.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    Known,
+    /// Something came since the last look.
+    Wanted,
+    Running,
 }
 
 /// A backup.
@@ -79,6 +93,7 @@ enum Move {
 }
 
 /// A file in `archive/`.
+#[derive(Clone)]
 struct Kept {
     path: RelPath,
     bytes: u64,
@@ -86,45 +101,67 @@ struct Kept {
     at_s: Option<u64>,
 }
 
-/// Sequence and time of an archived file.
+/// Sequence and time of an archived log file.
 fn archived_of(name: &str) -> Option<(u64, u64)> {
     let (sequence, at_s) = name.strip_suffix(".log")?.split_once('-')?;
     let sequence = u64::from_str_radix(sequence, 16).ok()?;
     Some((sequence, u64::from_str_radix(at_s, 16).ok()?))
 }
 
+/// Time of an archived file of either kind.
+fn archived_at(name: &str) -> Option<u64> {
+    let (_, at_s) = name.strip_suffix(".mbox")?.rsplit_once('-')?;
+    u64::from_str_radix(at_s, 16).ok()
+}
+
+/// What a listing of `archive/<id>` says: archived files, oldest first.
+fn kept_of(dir: &RelPath, names: &[(String, u64)]) -> VecDeque<Kept> {
+    let kept = names.iter().filter_map(|(name, bytes)| {
+        let log = archived_of(name).map(|(_, at_s)| at_s);
+        Some(Kept {
+            at_s: Some(log.or_else(|| archived_at(name))?),
+            path: dir.entry(name)?,
+            bytes: *bytes,
+        })
+    });
+    let mut kept: Vec<Kept> = kept.collect();
+    kept.sort_by_key(|kept| kept.at_s);
+    kept.into()
+}
+
 impl Backups {
-    /// Looks into `archive/` while a shard opens: removes what was held for a backup that a crash
-    /// ended. Gives the sequence numbers of the archived files, too.
+    /// Looks into `archive/` while a shard opens, makes it if it is wanted, and removes what was held
+    /// for a backup that a crash ended. Gives the sequence numbers of the archived files, too.
     pub(super) fn open<I: Io>(
         ops: &mut Ops<I>,
         log_id: u32,
         limits: Option<ArchiveLimits>,
     ) -> Result<(Self, Vec<u64>), IoError> {
         let dir = RelPath::archive_dir(log_id);
-        let (names, dirs) = match ops.run_plain(Op::ListDir { path: dir.clone() }) {
+        let (names, mut dirs) = match ops.run_plain(Op::ListDir { path: dir.clone() }) {
             Ok(Done::Listing(names)) => (names, Dirs::Made),
             Ok(other) => unreachable_done(&other),
             Err(error) if error.is_not_found() => (Vec::new(), Dirs::Unmade),
             Err(error) => return Err(error),
         };
+        if dirs == Dirs::Unmade && limits.is_some() {
+            for path in [RelPath::archive_root(), dir.clone()] {
+                ops.run_plain(Op::MakeDir { path })?;
+            }
+            for path in [RelPath::root(), RelPath::archive_root()] {
+                ops.run_plain(Op::SyncDir { path })?;
+            }
+            dirs = Dirs::Made;
+        }
         let mut sequences = Vec::new();
-        let mut files = VecDeque::new();
-        for (name, bytes) in names {
-            let Some(path) = dir.entry(&name) else {
-                continue;
-            };
-            if let Some((sequence, at_s)) = archived_of(&name) {
-                sequences.push(sequence);
-                files.push_back(Kept {
-                    path,
-                    bytes,
-                    at_s: Some(at_s),
-                });
-            } else if name.strip_suffix(".held").is_some() {
+        for (name, _) in &names {
+            sequences.extend(archived_of(name).map(|(sequence, _)| sequence));
+            let is_held = name.strip_suffix(".held").is_some();
+            if let Some(path) = dir.entry(name).filter(|_| is_held) {
                 ops.run_plain(Op::Unlink { path })?;
             }
         }
+        let files = kept_of(&dir, &names);
         let backups = Self {
             log_id,
             limits,
@@ -133,6 +170,8 @@ impl Backups {
             moving: None,
             bytes: files.iter().map(|kept| kept.bytes).sum(),
             files,
+            now_s: 0,
+            listing: Listing::Known,
         };
         Ok((backups, sequences))
     }
@@ -160,9 +199,31 @@ impl Backups {
         }
     }
 
+    /// Whether the files of expunged large messages go into the archive.
+    pub(super) fn retires(&self) -> Keep {
+        if self.limits.is_some() {
+            Keep::Yes
+        } else {
+            Keep::No
+        }
+    }
+
+    /// How a file that nobody needs any more leaves its place.
+    pub(super) fn parting(&mut self, path: RelPath) -> Op {
+        let archived = self.limits;
+        let to = archived.and_then(|_| path.archived_large(self.log_id, self.now_s));
+        match to {
+            Some(to) => {
+                self.listing = Listing::Wanted;
+                Op::Rename { from: path, to }
+            }
+            None => Op::Unlink { path },
+        }
+    }
+
     /// Whether no file is on its way.
     pub(super) fn is_quiet(&self) -> bool {
-        self.moving.is_none()
+        self.moving.is_none() && self.listing != Listing::Running
     }
 
     /// Whether a checkpoint is waited for.
@@ -208,10 +269,10 @@ impl Backups {
     }
 
     /// The oldest archived file, if it is more than is kept.
-    fn surplus(&mut self, now_s: u64) -> Option<Kept> {
+    fn surplus(&mut self) -> Option<Kept> {
         let limits = self.limits?;
         let oldest = self.files.front()?;
-        let age_s = now_s.saturating_sub(oldest.at_s?);
+        let age_s = self.now_s.saturating_sub(oldest.at_s?);
         (self.bytes > limits.bytes || age_s > limits.age_s)
             .then(|| self.files.pop_front())
             .flatten()
@@ -330,13 +391,57 @@ impl<I: Io> Shard<I> {
                 _ => {}
             }
         }
-        self.move_next(now);
-        self.prune(now);
+        self.backups.now_s = now.wall.value() / 1_000_000_000;
+        self.move_next();
+        self.look_into_archive();
+        self.prune();
+    }
+
+    /// The file of an expunged large message goes: into the archive, if there is one. One that came
+    /// and went between two checkpoints may still have its first name then.
+    pub(super) fn part_with(&mut self, dir: &RelPath, dead: &DeadFile) {
+        let last = dir.large(dead.segment, dead.mailbox, dead.uid);
+        let op = self.backups.parting(last);
+        if let Op::Rename { to, .. } = &op {
+            let (from, to) = (dir.segment_part(dead.segment), to.clone());
+            self.ops.start(Op::Rename { from, to }, Purpose::Tidy);
+        }
+        self.ops.start(op, Purpose::Tidy);
+    }
+
+    /// Counts what came there without its size.
+    fn look_into_archive(&mut self) {
+        let backups = &mut self.backups;
+        if backups.listing == Listing::Wanted && backups.moving.is_none() && !backups.is_running() {
+            backups.listing = Listing::Running;
+            let path = RelPath::archive_dir(backups.log_id);
+            self.ops.start(Op::ListDir { path }, Purpose::ArchiveList);
+        }
+    }
+
+    /// The archive was listed.
+    pub(super) fn archive_listed(&mut self, result: Result<Done, Failed>) -> Result<(), IoError> {
+        let names = match result {
+            Ok(Done::Listing(names)) => names,
+            Ok(other) => unreachable_done(&other),
+            Err(failed) => return Err(failed.error),
+        };
+        let backups = &mut self.backups;
+        if backups.listing == Listing::Running {
+            backups.listing = Listing::Known;
+        }
+        // What a backup holds meanwhile is counted where it came.
+        let held = backups.files.iter().filter(|kept| kept.at_s.is_none());
+        let mut files: VecDeque<Kept> = held.cloned().collect();
+        files.extend(kept_of(&RelPath::archive_dir(backups.log_id), &names));
+        backups.bytes = files.iter().map(|kept| kept.bytes).sum();
+        backups.files = files;
+        Ok(())
     }
 
     /// Begins with the oldest file that leaves the log.
-    fn move_next(&mut self, now: Now) {
-        if self.backups.moving.is_some() {
+    fn move_next(&mut self) {
+        if self.backups.moving.is_some() || self.backups.listing == Listing::Running {
             return;
         }
         if self.backups.keep() == Keep::No {
@@ -347,8 +452,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         let log_id = self.identity.log_id;
-        let at_s = now.wall.value() / 1_000_000_000;
-        let at_s = self.backups.limits.map(|_| at_s);
+        let at_s = self.backups.limits.map(|_| self.backups.now_s);
         let to = match at_s {
             Some(at_s) => RelPath::archived(log_id, held.sequence, at_s),
             None => RelPath::held(log_id, held.sequence),
@@ -438,10 +542,9 @@ impl<I: Io> Shard<I> {
     }
 
     /// Removes archived files that are too old or too many; none while somebody copies.
-    fn prune(&mut self, now: Now) {
-        let now_s = now.wall.value() / 1_000_000_000;
+    fn prune(&mut self) {
         while !self.backups.is_running()
-            && let Some(Kept { path, bytes, .. }) = self.backups.surplus(now_s)
+            && let Some(Kept { path, bytes, .. }) = self.backups.surplus()
         {
             self.backups.bytes -= bytes;
             self.ops.start(Op::Unlink { path }, Purpose::Tidy);

@@ -382,6 +382,7 @@ impl<I: Io> Shard<I> {
     /// Gives the flusher its next works; goes on when all are done.
     fn feed_flusher(&mut self, now: Now) {
         let keep = self.backups.files_kept();
+        let retires = self.backups.retires();
         let State::Writing(writing) = &mut self.checkpoint.state else {
             return;
         };
@@ -404,7 +405,7 @@ impl<I: Io> Shard<I> {
                 }
                 writing.next += 1;
                 let user = self.users.get_mut(index);
-                let Todo { steps, kept } = Steps::new(&self.log, user, keep).all();
+                let Todo { steps, kept } = Steps::new(&self.log, user, keep, retires).all();
                 let fresh = |dead: &DeadFile| !user.kept.contains(dead);
                 let kept: Vec<_> = kept.into_iter().filter(fresh).collect();
                 user.kept.extend(kept);

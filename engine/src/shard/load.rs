@@ -458,12 +458,11 @@ impl<I: Io> Shard<I> {
             })
         };
         let left = dead.iter().filter(|dead| listing.large.contains(dead));
-        let left: Vec<_> = left.filter(|dead| !is_pending(dead)).collect();
+        let left: Vec<DeadFile> = left.filter(|dead| !is_pending(dead)).copied().collect();
         let dir = user.dir();
         for dead in left {
-            let path = dir.large(dead.segment, dead.mailbox, dead.uid);
             self.metrics.dead_files_removed += 1;
-            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            self.part_with(&dir, &dead);
         }
     }
 

@@ -12,9 +12,9 @@ use super::Shard;
 use super::fetch::Fetch;
 use super::read::{Page, Sink, Wanted, list};
 use crate::index::{Entries, IndexEntry, alive, find};
-use crate::io::{Io, Op};
+use crate::io::Io;
 use crate::limits::SNAPSHOTS_MAX;
-use crate::ops::Purpose;
+use crate::log::Keep;
 use crate::request::{
     BusyReason, Event, ListPage, MailboxStatus, Refused, Snapshot, SnapshotId, Ticket,
 };
@@ -160,10 +160,12 @@ impl<I: Io> Shard<I> {
     /// Removes the files of a user that were kept for snapshots, once none needs them. While a
     /// checkpoint may still give one of them its name, they wait on.
     pub(super) fn unlink_unpinned(&mut self, user: usize) {
+        // A checkpoint that is done again after a crash must find what it gives a name to.
+        let archives = self.backups.retires() == Keep::Yes;
         let found = self.users.get_mut(user);
         if self.backups.is_running()
             || found.kept.is_empty()
-            || !(found.frozen.is_empty() || found.frozen_written)
+            || !(found.frozen.is_empty() || (found.frozen_written && !archives))
         {
             return;
         }
@@ -175,8 +177,7 @@ impl<I: Io> Shard<I> {
         let dir = found.dir();
         let free: Vec<_> = free;
         for dead in free {
-            let path = dir.large(dead.segment, dead.mailbox, dead.uid);
-            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            self.part_with(&dir, &dead);
         }
     }
 }

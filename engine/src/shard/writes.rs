@@ -62,6 +62,8 @@ pub(super) struct Steps<'a, G> {
     user: &'a User,
     /// Whether files of dead messages stay.
     keep: Keep,
+    /// Whether they go into the archive.
+    retires: Keep,
     /// Messages that the frozen records themselves expunge, and mailboxes that they remove.
     gone: Gone,
 }
@@ -103,11 +105,14 @@ impl Gone {
 
 impl<'a, G> Steps<'a, G> {
     /// With [`Keep::Yes`] the files of dead messages stay: somebody copies.
-    pub(super) fn new(log: &'a Log<G>, user: &'a User, keep: Keep) -> Self {
+    /// With `retires` those of large messages are left where they are: they go into the archive once
+    /// this checkpoint has ended.
+    pub(super) fn new(log: &'a Log<G>, user: &'a User, keep: Keep, retires: Keep) -> Self {
         let mut steps = Self {
             log,
             user,
             keep,
+            retires,
             gone: Gone::default(),
         };
         let mut gone = Gone::default();
@@ -148,13 +153,14 @@ impl<'a, G> Steps<'a, G> {
                     let to = dir.large(mail.segment, mail.mailbox, mail.uid);
                     let gone = self.gone.has(mail.mailbox, mail.uid);
                     let pinned = self.is_pinned(mail.segment);
-                    if gone && !pinned {
+                    let retired = gone && self.retires == Keep::Yes;
+                    if !gone || pinned {
+                        steps.push(Step::Rename { from, to });
+                    } else if !retired {
                         steps.push(Step::Unlink(from));
                         steps.push(Step::Unlink(to));
-                    } else {
-                        steps.push(Step::Rename { from, to });
                     }
-                    if gone && pinned {
+                    if gone && (pinned || retired) {
                         kept.push(DeadFile {
                             segment: mail.segment,
                             mailbox: mail.mailbox,
@@ -164,7 +170,7 @@ impl<'a, G> Steps<'a, G> {
                 }
                 What::Dead(files) => {
                     for dead in files {
-                        if self.is_pinned(dead.segment) {
+                        if self.is_pinned(dead.segment) || self.retires == Keep::Yes {
                             kept.push(*dead);
                         } else {
                             let path = dir.large(dead.segment, dead.mailbox, dead.uid);

@@ -5,6 +5,7 @@
     reason = "each test binary uses its own part of the kit; an expect would fail in the others"
 )]
 
+pub(crate) mod backup;
 pub(crate) mod client;
 
 use std::collections::{BTreeMap, BTreeSet};

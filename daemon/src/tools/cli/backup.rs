@@ -211,8 +211,8 @@ pub fn backup(
     let mut target = DirTarget::begin(to)?;
     let made = make(global, to, verify, &mut target);
     match made {
-        Ok((copy, report, begun)) => {
-            say(to, &copy, &report, begun, output)?;
+        Ok((copy, report, span)) => {
+            say(to, &copy, &report, span, output)?;
             Ok(if report.is_sound() {
                 Code::Done
             } else {
@@ -231,19 +231,20 @@ fn make(
     to: &Path,
     verify: Depth,
     target: &mut DirTarget,
-) -> Result<(Copy, Report, u64), Failure> {
+) -> Result<(Copy, Report, (u64, u64)), Failure> {
     let mut source = Source::open(global)?;
     let begun = clock::wall().value();
     let tree = LiveTree::new(source.data());
     let copy = copy(&tree, target, &mut source)?;
     source.let_go()?;
+    let span = (begun, clock::wall().value());
     target.sync()?;
     let report = verified(to, verify);
-    let manifest = manifest(&copy, &report, begun, verify);
+    let manifest = manifest(&copy, &report, span, verify);
     if report.is_sound() {
         target.finish(MANIFEST, format!("{manifest:#}\n").as_bytes())?;
     }
-    Ok((copy, report, begun))
+    Ok((copy, report, span))
 }
 
 /// Copies everything, prolongs the hold, shows how far it is.
@@ -278,15 +279,15 @@ pub(super) fn verified(copy: &Path, depth: Depth) -> Report {
     report
 }
 
-fn manifest(copy: &Copy, report: &Report, begun: u64, verify: Depth) -> Value {
+fn manifest(copy: &Copy, report: &Report, span: (u64, u64), verify: Depth) -> Value {
     let at = |ns| date(ringpost_netproto::id::WallNs::new(ns));
     json!({
         "format": "ringpost-backup 1",
         "version": env!("CARGO_PKG_VERSION"),
         "store": copy.store.store.to_string(),
         "node": copy.store.node.value(),
-        "begun": at(begun),
-        "ended": at(clock::wall().value()),
+        "begun": at(span.0),
+        "ended": at(span.1),
         "logs": copy.logs.iter().map(|log| json!({
             "log": log.log_id,
             "checkpoint": log.checkpoint_lsn.value(),
@@ -308,7 +309,7 @@ fn say(
     to: &Path,
     copy: &Copy,
     report: &Report,
-    begun: u64,
+    span: (u64, u64),
     output: &mut Output,
 ) -> Result<(), Failure> {
     for finding in &report.findings {
@@ -322,7 +323,7 @@ fn say(
         "DAMAGED, as its source is: see `ringpost check` and `ringpost repair`"
     };
     if output.form == Form::Json {
-        let mut value = manifest(copy, report, begun, Depth::Structure);
+        let mut value = manifest(copy, report, span, Depth::Structure);
         if let Some(value) = value.as_object_mut() {
             value.remove("verified");
             value.insert("backup".to_owned(), json!(to.display().to_string()));

@@ -100,6 +100,10 @@ pub enum Command {
         /// Put the mailboxes below this one instead of where they were
         #[arg(long, value_name = "NAME", requires = "user")]
         folder: Option<OsString>,
+        /// As the mail was at this time, after the backup: 14:05, "2026-11-28 14:05" or with a zone,
+        /// 2026-11-28T14:05:00Z. The node has to keep its log since the backup: see the key `archive_age`
+        #[arg(long, value_name = "TIME", requires = "user")]
+        at: Option<String>,
         /// The backup
         #[arg(long, value_name = "DIR")]
         from: PathBuf,

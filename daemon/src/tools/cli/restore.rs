@@ -14,9 +14,10 @@ use super::show::json as print_json;
 use super::{Failure, Form, Output};
 use crate::exit::Code;
 
+mod moment;
 pub mod user;
 
-pub use user::user;
+pub use user::{Wanted, user};
 
 /// Copies a backup into the data directory that the options name, which is missing or empty, and checks
 /// it. What a daemon finds there is what a crash at the time of the backup would have left.

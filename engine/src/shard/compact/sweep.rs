@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::super::Shard;
 use crate::index::DeadFile;
-use crate::io::{Io, Op, RelPath};
+use crate::io::{Io, RelPath};
 use crate::ops::Purpose;
 use crate::pending::What;
 use crate::position::Lsn;
@@ -87,7 +87,8 @@ impl<I: Io> Shard<I> {
             }
             for path in dead.paths {
                 self.metrics.files_unlinked += 1;
-                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+                let op = self.backups.parting(path);
+                self.ops.start(op, Purpose::Tidy);
             }
         }
     }

@@ -1,5 +1,8 @@
 //! One user out of a backup, into a node that runs: what its mailboxes lack, with flags, keywords, date
 //! and guid. What is there stays as it is, so that a restore that was cut off is done again.
+//!
+//! With a moment the backup is taken to it with the node's log (`ringpost_engine::offline`), which is read
+//! beside the node as a backup does, and held meanwhile.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,6 +12,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use ringpost_engine::backup::LiveTree;
 use ringpost_engine::check::DirTree;
 use ringpost_engine::offline::{Offline, OfflineUser};
 use ringpost_engine::request::{ListEntry, MailboxStatus, More};
@@ -17,8 +23,9 @@ use ringpost_netproto::message::MailboxRef;
 use ringpost_netproto::message::append::{AppendRequest, Missing};
 use serde_json::json;
 
+use super::moment;
 use crate::exit::Code;
-use crate::tools::cli::backup::refuse_incomplete;
+use crate::tools::cli::backup::{Source, refuse_incomplete};
 use crate::tools::cli::check::Bar;
 use crate::tools::cli::node::{Node, bytes};
 use crate::tools::cli::options::Global;
@@ -33,24 +40,57 @@ struct Counts {
     damaged: u64,
 }
 
-/// Puts the mail of `user` in the backup `from` that the node lacks into the mailboxes where it was, or
-/// into mailboxes of these names below `folder`.
+/// Whose mail, and into which mailboxes.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Canonical name.
+    pub user: &'a OsStr,
+    /// Below it instead of where it was.
+    pub folder: Option<&'a OsStr>,
+    /// As it was then instead of when the backup was made.
+    pub at: Option<&'a str>,
+}
+
+/// Puts the mail of a user in the backup `from` that the node lacks into the mailboxes where it was, or
+/// into mailboxes of these names below the folder that is wanted.
 pub fn user(
     global: &Global,
     from: &Path,
-    user: &OsStr,
-    folder: Option<&OsStr>,
+    wanted: Wanted<'_>,
     output: &mut Output,
 ) -> Result<Code, Failure> {
+    let Wanted { user, folder, at } = wanted;
     refuse_incomplete(from)?;
+    let at = at
+        .map(|at| moment::parse(at, Timestamp::now(), &TimeZone::system()))
+        .transpose()?;
+    if let Some(at) = at {
+        moment::refuse_younger(from, at)?;
+    }
     let mut node = Node::connect(global)?;
+    let held = at.map(|at| Ok::<_, Failure>((Source::open(global)?, at)));
+    let mut held = held.transpose()?;
+    let live = held
+        .as_ref()
+        .map(|(source, _)| LiveTree::new(source.data()));
     let tree = DirTree::new(from);
     let bar = Bar::new();
     let offline = Offline::open(&tree, &mut |progress| bar.show(progress));
     bar.end();
     let offline = offline.map_err(|error| said(from, &error))?;
-    let found = offline.user(user.as_bytes());
-    let found = found.map_err(|error| said(from, &error))?;
+    let found = match (&live, &held) {
+        (Some(live), Some((_, at))) => {
+            let bar = Bar::new();
+            let found = offline.user_at(user.as_bytes(), (live, *at), &mut |progress| {
+                bar.show(progress);
+            });
+            bar.end();
+            found.map_err(|error| said(from, &error))?
+        }
+        _ => offline
+            .user(user.as_bytes())
+            .map_err(|error| said(from, &error))?,
+    };
     let mailboxes = found.mailboxes();
     let count = mailboxes.iter().map(|m| u64::from(m.messages_count)).sum();
     let bar = ProgressBar::new(count);
@@ -63,6 +103,7 @@ pub fn user(
         found: &found,
         user,
         bar: &bar,
+        held: held.as_mut().map(|(source, _)| source),
     };
     let mut damaged = 0;
     for mailbox in &mailboxes {
@@ -75,6 +116,9 @@ pub fn user(
         say(&name, counts, output)?;
     }
     bar.finish_and_clear();
+    if let Some((source, _)) = held {
+        source.let_go()?;
+    }
     let whole = damaged == 0 && offline.damages().is_empty();
     Ok(if whole { Code::Done } else { Code::Failed })
 }
@@ -117,6 +161,8 @@ struct Restore<'a> {
     found: &'a OfflineUser<'a>,
     user: &'a OsStr,
     bar: &'a ProgressBar,
+    /// The log that is read.
+    held: Option<&'a mut Source>,
 }
 
 impl Restore<'_> {
@@ -133,6 +179,9 @@ impl Restore<'_> {
             for entry in &page.entries {
                 after = entry.uid.value();
                 self.bar.inc(1);
+                if let Some(held) = &mut self.held {
+                    held.tick()?;
+                }
                 if there.insert(entry.guid.bytes()) {
                     self.message(mailbox, &to, entry, &mut counts)?;
                 } else {
