@@ -264,7 +264,6 @@ fn a_users_mail_of_a_moment_between_backups_comes_back() {
     // A user that the backup does not know, and a log file that a checkpoint passes.
     daemon.client().deliver(&["eve@v.test"], &stamped("hers"));
     let moment = jiff::Timestamp::now().to_string();
-    std::thread::sleep(std::time::Duration::from_millis(5));
     daemon.client().deliver(&["bob@v.test"], &stamped("three"));
     let before = daemon.metric("ringpost_checkpoints_total");
     until("a checkpoint", || {
