@@ -132,7 +132,7 @@ pub(crate) enum Existence {
 #[derive(Clone, Debug)]
 pub(crate) struct Tail {
     pub(crate) existence: Existence,
-    /// Whether its directory exists on disk.
+    /// Whether its directory exists on disk, under a name that survives a power cut.
     pub(crate) has_dir: bool,
     pub(crate) generation: u32,
     pub(crate) next_slot: u32,

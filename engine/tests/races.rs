@@ -3,7 +3,7 @@
 
 mod testkit;
 
-use ringpost_engine::config::ShardConfig;
+use ringpost_engine::config::{CheckpointSync, ShardConfig};
 use ringpost_engine::io::sim::{Crash, Fate, SimConfig};
 use ringpost_engine::request::{
     Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, UidSet,
@@ -276,4 +276,71 @@ fn ids_that_a_killed_process_left_in_the_cache_are_made_durable() {
         assert!(known, "change {change}: {again:?}");
         no_damage_is_named(&bench, &format!("change {change}"));
     }
+}
+
+/// A disk that keeps what was synced and nothing else: names only by a sync of their directory.
+fn forgetful(seed: u64) -> SimConfig {
+    let mut disk = SimConfig::new(seed).weak();
+    disk.fate = Fate::Least;
+    disk
+}
+
+/// BOB's first checkpoint ended by a kill before this change.
+fn killed_in_first_checkpoint(change: u64, checkpoint_sync: CheckpointSync) -> Bench {
+    let config = ShardConfig {
+        checkpoint_sync,
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    let mut bench = Bench::on(empty_disk(forgetful(change)), config).expect("opens");
+    bench.deliver(&[BOB], 1, &message(1, 300));
+    bench.deliver(&[BOB], 2, &message(2, 900));
+    let at = bench.disk.changes() + change;
+    bench.disk.configure(|config| config.crash_at = Some(at));
+    bench.submit(Request::Checkpoint).expect("taken");
+    bench.settle();
+    bench.crash(Crash::Kill)
+}
+
+/// A large message went into a directory that a killed process had made and not synced: its own
+/// directory was durable, the name of that directory was not.
+#[test]
+fn a_large_message_is_not_put_into_a_directory_that_a_power_cut_may_take() {
+    for checkpoint_sync in [CheckpointSync::PerFile, CheckpointSync::Tree] {
+        for change in 1..30 {
+            let mut bench = killed_in_first_checkpoint(change, checkpoint_sync);
+            bench.deliver_large(&[BOB], 3, &message(3, 9_000));
+            let mut bench = bench.crash(Crash::PowerCut);
+            let report = bench.check();
+            assert_eq!(bench.mailbox(BOB).len(), 3, "change {change}: {report:?}");
+            no_damage_is_named(&bench, &format!("change {change}"));
+        }
+    }
+}
+
+/// The same while a checkpoint that made the directory was still to sync it.
+#[test]
+fn a_large_message_beside_a_first_checkpoint_survives() {
+    let config = ShardConfig {
+        checkpoint_sync: CheckpointSync::Tree,
+        checkpoint_interval_ns: 1_000_000,
+        ..ShardConfig::tiny()
+    };
+    let mut beside = 0;
+    for seed in 0..60 {
+        let mut disk = forgetful(seed);
+        (disk.slow_one_in, disk.slow_factor) = (4, 20);
+        let mut bench = Bench::on(empty_disk(disk), config.clone()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        while bench.shard.metrics().materialised_users == 0 {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.deliver_large(&[BOB], 2, &message(2, 9_000));
+        beside += u32::from(bench.shard.metrics().checkpoints == 0);
+        let mut bench = bench.crash(Crash::PowerCut);
+        assert_eq!(bench.mailbox(BOB).len(), 2, "seed {seed}");
+        no_damage_is_named(&bench, &format!("seed {seed}"));
+    }
+    assert!(beside > 0, "no checkpoint was going on");
 }

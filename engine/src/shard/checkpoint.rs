@@ -521,9 +521,6 @@ impl<I: Io> Shard<I> {
                             mail.body = None;
                         }
                     }
-                    if let Some(live) = user.live_mut() {
-                        live.tail.has_dir = true;
-                    }
                 }
             }
             Ok(other) => unreachable_done(&other),
@@ -651,6 +648,9 @@ impl<I: Io> Shard<I> {
         self.pending_records -= frozen.records;
         for index in std::mem::take(&mut self.checkpoint.users) {
             let user = self.users.get_mut(index);
+            if let Some(live) = user.live_mut() {
+                live.tail.has_dir = true;
+            }
             user.frozen = Vec::new();
             user.frozen_written = false;
             user.frozen_folders = Lag::No;

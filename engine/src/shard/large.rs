@@ -56,6 +56,8 @@ impl<I: Io> Shard<I> {
             };
             let segment = live.tail.next_segment;
             live.tail.next_segment += 1;
+            // A directory may be there and its name not durable: made by a checkpoint that has not
+            // ended, or by a process that was killed.
             let step = if live.tail.has_dir {
                 Step::Link
             } else {

@@ -404,7 +404,8 @@ impl<I: Io> Shard<I> {
             (Some(header), Some(bytes)) => Some(InfoFile { header, bytes }),
             _ => None,
         };
-        let has_dir = listing.has_dir || bytes.is_some();
+        // While its create record is pending, no checkpoint has made the directory's name durable.
+        let has_dir = created.is_none() && (listing.has_dir || bytes.is_some());
         let seed = user.seed(generation);
         let mut folded = fold(file.as_ref(), user.unwritten(), seed, has_dir)
             .map_err(|BadInfo { offset, reason }| bad(offset, reason))?;
