@@ -39,13 +39,11 @@ struct Cli {
 }
 
 #[derive(clap::Subcommand)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one, and it lives as long as the process"
-)]
 enum Command {
     /// Deliver messages to a daemon and measure it
     Deliver(deliver::Args),
+    /// Measure all doors, sizes and numbers in flight into one file, with a Markdown table
+    Matrix(deliver::matrix::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
     Disk(disk_command::Args),
     /// Grow a mailbox, or a store, and measure every step
@@ -60,6 +58,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = signals::watch().and_then(|()| match &cli.command {
         Command::Deliver(args) => deliver::run(args),
+        Command::Matrix(args) => deliver::matrix::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),

@@ -5,13 +5,26 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
+use super::attic::Attic;
 use super::cell::{Keep, Reach, Target, Via};
 use super::lmtp::Transfer;
 use super::plan::{Plan, Serials};
+use super::window::{WarmUp, WarmUpArg, Window};
 use crate::address::Address;
 use crate::programs::{Programs, Rebuild};
 use crate::schedule::Pace;
 use crate::workload::{LineEnd, Users};
+
+/// What tells the cells of a call apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CellKey {
+    /// Door.
+    pub(crate) via: Via,
+    /// Bytes of a message.
+    pub(crate) size: usize,
+    /// Messages without an answer.
+    pub(crate) in_flight: usize,
+}
 
 /// Connections of the node protocol if nothing is said.
 const CONNECTIONS_DEFAULT: usize = 16;
@@ -23,9 +36,9 @@ const LETTERS_BYTES_MAX: usize = 2 << 30;
 #[derive(clap::Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Args {
-    /// Door: the node protocol, LMTP, or one ringpost-deliver per message
-    #[arg(long, value_enum, default_value = "node")]
-    pub(crate) via: Via,
+    /// Door: the node protocol, LMTP, or one ringpost-deliver per message; several make a matrix
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "node")]
+    pub(crate) via: Vec<Via>,
 
     /// Bytes of a message; several make a matrix
     #[arg(long, value_delimiter = ',', default_value = "4096")]
@@ -43,9 +56,13 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 10.0)]
     pub(crate) seconds: f64,
 
-    /// Seconds of load before that
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) warm_up: f64,
+    /// Seconds of load before that, or `checkpoint`: until the first one has ended
+    #[arg(long, default_value = "1", value_name = "SECONDS|checkpoint")]
+    pub(crate) warm_up: WarmUpArg,
+
+    /// With `--warm-up checkpoint`: seconds that it may take at most
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+    pub(crate) warm_up_max: f64,
 
     /// Open loop: messages due per second, whatever is answered (closed loop without it)
     #[arg(long)]
@@ -166,8 +183,8 @@ impl Args {
             );
         }
         ensure!(
-            (0.0..=3600.0).contains(&self.warm_up),
-            "--warm-up is 0 to 3600"
+            (0.0..=3600.0).contains(&self.warm_up_max),
+            "--warm-up-max is 0 to 3600"
         );
         let rate = self.rate.unwrap_or(1.0);
         ensure!((0.01..=1e6).contains(&rate), "--rate is 0.01 to 1,000,000");
@@ -175,10 +192,10 @@ impl Args {
             self.mib_max > 0 && self.mib_max < 1 << 30,
             "--mib-max is above 0 and below 2^30"
         );
-        if self.via != Via::Lmtp {
+        if !self.via.contains(&Via::Lmtp) {
             ensure!(!self.bdat, "--bdat belongs to --via lmtp");
         }
-        if self.via == Via::Mda {
+        if self.via.contains(&Via::Mda) {
             ensure!(
                 self.connections.is_none(),
                 "--via mda has a process for each message"
@@ -188,35 +205,65 @@ impl Args {
                 "--via mda has a thread for each message in flight"
             );
         }
+        if self.to.as_ref().is_some_and(|to| to != "fake") {
+            ensure!(self.via.len() == 1, "--to names one door");
+            ensure!(
+                self.warm_up != WarmUpArg::Checkpoint || self.admin.is_some(),
+                "--warm-up checkpoint asks the daemon: name its --admin, too"
+            );
+        }
         Ok(())
     }
 
-    /// Sizes with numbers in flight, in the order of the table.
-    pub(crate) fn cells(&self) -> Vec<(usize, usize)> {
-        let sizes = self.size.iter();
-        sizes
-            .flat_map(|&size| self.in_flight.iter().map(move |&n| (size, n)))
-            .collect()
+    /// Doors with sizes and numbers in flight, in the order of the table.
+    pub(crate) fn cells(&self) -> Vec<CellKey> {
+        let mut cells = Vec::new();
+        for &via in &self.via {
+            for &size in &self.size {
+                cells.extend(self.in_flight.iter().map(|&in_flight| CellKey {
+                    via,
+                    size,
+                    in_flight,
+                }));
+            }
+        }
+        cells
+    }
+
+    /// The window, as far as it is known before the load, and what opens it.
+    fn window(&self) -> (WarmUp, Window) {
+        let measured = Duration::from_secs_f64(self.seconds);
+        match self.warm_up {
+            WarmUpArg::Seconds(seconds) => {
+                let time = Duration::from_secs_f64(seconds);
+                (WarmUp::Time(time), Window::at(time, measured))
+            }
+            WarmUpArg::Checkpoint => {
+                let longest = Duration::from_secs_f64(self.warm_up_max);
+                (WarmUp::Checkpoint(longest), Window::unknown(measured))
+            }
+        }
     }
 
     /// A cell's plan. `run` is this call's own number.
-    pub(crate) fn plan(&self, size: usize, in_flight: usize, run: u64) -> Plan {
+    pub(crate) fn plan(&self, cell: CellKey, run: u64) -> Plan {
+        let (warm_up, window) = self.window();
         let prefix = self
             .user_prefix
             .clone()
             .unwrap_or_else(|| format!("p{run:08x}-"));
         Plan {
             users: Users::new(&prefix, self.users),
-            size,
-            line_end: match self.via {
+            size: cell.size,
+            line_end: match cell.via {
                 Via::Lmtp => LineEnd::CrLf,
                 Via::Node | Via::Mda => LineEnd::Lf,
             },
             recipients: self.recipients,
             pace: self.rate.map_or(Pace::Closed, |rate| Pace::Open { rate }),
-            in_flight,
-            warm_up: Duration::from_secs_f64(self.warm_up),
-            measured: Duration::from_secs_f64(self.seconds),
+            in_flight: cell.in_flight,
+            warm_up,
+            window,
             drain_max: Duration::from_secs_f64(self.drain),
             seed: self.seed,
             run,
@@ -230,15 +277,16 @@ impl Args {
     }
 
     /// How a cell reaches its door.
-    pub(crate) fn reach(&self, in_flight: usize, programs: Option<&Programs>) -> Reach {
-        let connections = match (self.via, self.connections) {
+    pub(crate) fn reach(&self, cell: CellKey, programs: Option<&Programs>) -> Reach {
+        let in_flight = cell.in_flight;
+        let connections = match (cell.via, self.connections) {
             (Via::Mda, _) => 0,
             (_, Some(connections)) => connections.min(in_flight),
             (Via::Node, None) => in_flight.min(CONNECTIONS_DEFAULT),
             (Via::Lmtp, None) => in_flight,
         };
         Reach {
-            via: self.via,
+            via: cell.via,
             transfer: if self.bdat {
                 Transfer::Bdat
             } else {
@@ -252,7 +300,7 @@ impl Args {
 
     /// The programs, where the call needs some.
     pub(crate) fn programs(&self) -> anyhow::Result<Option<Programs>> {
-        if self.to.is_some() && self.via != Via::Mda {
+        if self.to.is_some() && !self.via.contains(&Via::Mda) {
             return Ok(None);
         }
         let rebuild = if self.no_build {
@@ -277,6 +325,7 @@ impl Args {
                 scratch,
                 settings: self.settings.clone(),
                 keep: if self.keep { Keep::Yes } else { Keep::No },
+                attic: Attic::default(),
             });
         };
         if to == "fake" {
@@ -286,7 +335,7 @@ impl Args {
         let node = self
             .node
             .clone()
-            .or_else(|| (self.via != Via::Lmtp).then(|| door.clone()));
+            .or_else(|| (!self.via.contains(&Via::Lmtp)).then(|| door.clone()));
         Ok(Target::Named {
             door,
             node,
@@ -312,20 +361,18 @@ mod tests {
 
     #[test]
     fn lists_make_a_matrix() {
-        let args = parse("--size 512,4096 --in-flight 1,16,64");
+        let args = parse("--via node,lmtp --size 512,4096 --in-flight 1,64");
         assert!(args.check().is_ok());
         let cells = args.cells();
-        assert_eq!(
-            cells,
-            [
-                (512, 1),
-                (512, 16),
-                (512, 64),
-                (4096, 1),
-                (4096, 16),
-                (4096, 64)
-            ]
-        );
+        let cell = |via, size, in_flight| CellKey {
+            via,
+            size,
+            in_flight,
+        };
+        assert_eq!(cells.len(), 8);
+        assert_eq!(cells[1], cell(Via::Node, 512, 64));
+        assert_eq!(cells[2], cell(Via::Node, 4096, 1));
+        assert_eq!(cells[7], cell(Via::Lmtp, 4096, 64));
     }
 
     #[test]
@@ -338,12 +385,13 @@ mod tests {
             ("--via mda", 64, 0, LineEnd::Lf),
         ] {
             let args = parse(line);
-            assert_eq!(
-                args.reach(in_flight, None).connections,
-                connections,
-                "{line}"
-            );
-            assert_eq!(args.plan(512, in_flight, 1).line_end, line_end, "{line}");
+            let cell = CellKey {
+                via: args.via[0],
+                size: 512,
+                in_flight,
+            };
+            assert_eq!(args.reach(cell, None).connections, connections, "{line}");
+            assert_eq!(args.plan(cell, 1).line_end, line_end, "{line}");
         }
     }
 
@@ -359,6 +407,8 @@ mod tests {
             ("--seconds 0", "seconds"),
             ("--bdat", "lmtp"),
             ("--via mda --connections 3", "process"),
+            ("--to unix:/n --via node,lmtp", "one door"),
+            ("--to unix:/n --warm-up checkpoint", "--admin"),
         ] {
             let error = parse(line).check().unwrap_err();
             assert!(error.to_string().contains(word), "{line}: {error}");

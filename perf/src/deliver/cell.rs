@@ -3,12 +3,14 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::attic::Attic;
 use super::echo::EchoSession;
 use super::fake::{Dialect, Fake};
 use super::link::Link;
@@ -20,6 +22,7 @@ use super::plan::Plan;
 use super::session::Session;
 use super::tally::Tally;
 use super::verify::{self, Verification};
+use super::window::{self, CHECKPOINTS, Window};
 use crate::address::Address;
 use crate::daemon::{Daemon, Setup};
 use crate::process::{CpuTime, resident_bytes_max};
@@ -43,6 +46,17 @@ pub(crate) enum Via {
     Lmtp,
     /// One ringpost-deliver per message.
     Mda,
+}
+
+impl Via {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Lmtp => "lmtp",
+            Self::Mda => "mda",
+        }
+    }
 }
 
 /// How the generator reaches the door.
@@ -73,6 +87,8 @@ pub(crate) enum Target {
         settings: Vec<String>,
         /// Whether the folder stays.
         keep: Keep,
+        /// Where it goes otherwise.
+        attic: Attic,
     },
     /// Running already.
     Named {
@@ -101,11 +117,13 @@ pub(crate) enum Keep {
 pub(crate) struct Findings {
     /// The generator's account. Its letters are used up by the comparison.
     pub(crate) tally: Tally,
-    /// The difference of the daemon's metrics over the load.
+    /// What the daemon's metrics gained since the window opened.
     pub(crate) metrics: Option<Metrics>,
-    /// What the daemon used during the load.
+    /// Checkpoints that ended before.
+    pub(crate) warm_up_checkpoints: Option<f64>,
+    /// What the daemon used since the window opened.
     pub(crate) daemon_cpu: Option<CpuTime>,
-    /// What the generator used during the load; children are the shims.
+    /// What the generator used since then; children are the shims.
     pub(crate) generator_cpu: CpuTime,
     /// The daemon's memory at its highest.
     pub(crate) daemon_bytes_max: Option<u64>,
@@ -129,8 +147,9 @@ pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result
             scratch,
             settings,
             keep,
+            attic,
         } => {
-            let scratch = folder(scratch, *keep)?;
+            let scratch = folder(scratch, *keep, attic)?;
             let sockets = socket_folder()?;
             let setup = Setup {
                 ringpostd: programs.ringpostd.clone(),
@@ -199,13 +218,12 @@ pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result
 pub(crate) fn echo_per_s(plan: &Plan, connections: usize, each: Duration) -> anyhow::Result<f64> {
     let mut plan = plan.clone();
     plan.pace = crate::schedule::Pace::Closed;
-    plan.warm_up = Duration::ZERO;
-    plan.measured = each;
+    plan.window = Window::at(Duration::ZERO, each);
     let sockets = socket_folder()?;
     let fake = Fake::start(sockets.path(), Dialect::Echo { size: plan.size })?;
     let session = || -> Box<dyn Session> { Box::new(EchoSession::default()) };
     let links = connect(&fake.address(), connections, &session)?;
-    let tally = load(&plan, 1, links)?;
+    let tally = load(&plan, 1, links, Instant::now())?;
     ensure!(
         tally.errors_count() == 0,
         "the echo failed: {:?}",
@@ -228,6 +246,53 @@ struct Sides {
     pid: Option<Pid>,
 }
 
+/// What the processes had used and counted at one moment, or gained since.
+#[derive(Default)]
+struct Look {
+    metrics: Option<Metrics>,
+    daemon: Option<CpuTime>,
+    generator: Option<CpuTime>,
+}
+
+impl Look {
+    fn since(&self, before: &Self) -> Self {
+        let cpu = |now: Option<CpuTime>, before: Option<CpuTime>| Some(now?.since(before?));
+        let metrics = self.metrics.as_ref().zip(before.metrics.as_ref());
+        Self {
+            metrics: metrics.map(|(now, before)| now.since(before)),
+            daemon: cpu(self.daemon, before.daemon),
+            generator: cpu(self.generator, before.generator),
+        }
+    }
+}
+
+impl Sides {
+    fn scrape(&self) -> anyhow::Result<Option<Metrics>> {
+        self.admin.as_ref().map(Metrics::scrape).transpose()
+    }
+
+    fn look(&self) -> anyhow::Result<Look> {
+        Ok(Look {
+            metrics: self.scrape()?,
+            daemon: self.pid.and_then(CpuTime::of),
+            generator: CpuTime::of(Pid::this()),
+        })
+    }
+}
+
+/// Waits for the window, and looks at its beginning; `None` if the load ended first.
+fn opened(
+    plan: &Plan,
+    sides: &Sides,
+    begin: Instant,
+    start: Option<&Metrics>,
+    stop: &Receiver<()>,
+) -> anyhow::Result<Option<Look>> {
+    let ask = || sides.scrape();
+    let open = window::watch(plan.warm_up, &plan.window, begin, start, &ask, stop)?;
+    open.then(|| sides.look()).transpose()
+}
+
 fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings> {
     let before_counts = match &sides.node {
         Some(node) if sides.pid.is_none() => verify::counts(node, &plan.users)?,
@@ -242,35 +307,33 @@ fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings
             Box::new(LmtpSession::new(reach.transfer))
         })?,
     };
-    let scrape = || sides.admin.as_ref().map(Metrics::scrape).transpose();
-    let cpu = |pid: Option<Pid>| pid.and_then(CpuTime::of);
-    let before = scrape()?;
-    let (daemon_before, own_before) = (cpu(sides.pid), cpu(Some(Pid::this())));
-    let begin = Instant::now();
-    let mut tally = match reach.via {
-        Via::Mda => {
-            let program = reach
-                .deliver
-                .as_deref()
-                .context("ringpost-deliver was not found")?;
-            mda::run(plan, program, &sides.door, begin)?
-        }
-        Via::Node | Via::Lmtp => load(plan, reach.threads, links)?,
-    };
-    let elapsed = begin.elapsed();
-    let difference = |pid, before: Option<CpuTime>| Some(cpu(pid)?.since(before?));
-    let daemon_cpu = difference(sides.pid, daemon_before);
-    let generator_cpu = difference(Some(Pid::this()), own_before).unwrap_or_default();
     let mut faults = Vec::new();
     let mut note = |what: &str, error: anyhow::Error| faults.push(format!("{what}: {error:#}"));
-    let metrics = match (scrape(), before) {
-        (Ok(Some(after)), Some(before)) => Some(after.since(&before)),
-        (Err(error), _) => {
-            note("metrics", error);
-            None
-        }
-        _ => None,
-    };
+    let start = sides.scrape()?;
+    let begin = Instant::now();
+    let (tally, opened) = std::thread::scope(|scope| {
+        let (hold, stop) = channel();
+        let start = start.as_ref();
+        let watcher = scope.spawn(move || opened(plan, sides, begin, start, &stop));
+        let tally = match (reach.via, &reach.deliver) {
+            (Via::Mda, Some(program)) => mda::run(plan, program, &sides.door, begin),
+            (Via::Mda, None) => Err(anyhow::anyhow!("ringpost-deliver was not found")),
+            (Via::Node | Via::Lmtp, _) => load(plan, reach.threads, links, begin),
+        };
+        drop(hold);
+        let opened = watcher
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (tally, opened)
+    });
+    let (mut tally, elapsed) = (tally?, begin.elapsed());
+    let opened = opened.and_then(|opened| opened.context("the load ended in the warm-up"));
+    let opened = opened.map_err(|error| note("nothing was measured", error));
+    let opened = opened.unwrap_or_default();
+    let end = sides.look().map_err(|error| note("metrics", error));
+    let gained = end.unwrap_or_default().since(&opened);
+    let warm_up = opened.metrics.as_ref().zip(start);
+    let warm_up = warm_up.map(|(opened, start)| opened.since(&start));
     let verification = sides.node.as_ref().and_then(|node| {
         let verified = verify::verify(node, plan, &mut tally, &before_counts);
         verified
@@ -279,9 +342,10 @@ fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings
     });
     Ok(Findings {
         tally,
-        metrics,
-        daemon_cpu,
-        generator_cpu,
+        metrics: gained.metrics,
+        warm_up_checkpoints: warm_up.and_then(|gained| gained.sum(CHECKPOINTS, "")),
+        daemon_cpu: gained.daemon,
+        generator_cpu: gained.generator.unwrap_or_default(),
         daemon_bytes_max: sides.pid.and_then(resident_bytes_max),
         elapsed,
         start: None,
@@ -306,7 +370,7 @@ fn connect(
 }
 
 /// Divides links and places over the threads, runs them, and adds their accounts up.
-fn load(plan: &Plan, threads: usize, links: Vec<Link>) -> anyhow::Result<Tally> {
+fn load(plan: &Plan, threads: usize, links: Vec<Link>, begin: Instant) -> anyhow::Result<Tally> {
     let threads = threads.clamp(1, links.len().max(1));
     let mut shares: Vec<Vec<Link>> = (0..threads).map(|_| Vec::new()).collect();
     for (index, link) in links.into_iter().enumerate() {
@@ -314,7 +378,6 @@ fn load(plan: &Plan, threads: usize, links: Vec<Link>) -> anyhow::Result<Tally> 
             share.push(link);
         }
     }
-    let begin = Instant::now();
     let tallies: Vec<anyhow::Result<Tally>> = std::thread::scope(|scope| {
         let run = |(thread, links): (usize, Vec<Link>)| {
             let share = Share {
@@ -350,10 +413,20 @@ fn stop(daemon: Daemon, findings: &mut Findings) {
     }
 }
 
-/// A folder that is removed at the end, unless it is kept: by wish, or since something went wrong.
+/// A folder that goes to the attic at the end, unless it is kept: by wish, or since something went
+/// wrong.
 struct Folder {
     path: PathBuf,
     guard: Cell<Option<TempDir>>,
+    attic: Attic,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            self.attic.store(guard);
+        }
+    }
 }
 
 impl Folder {
@@ -365,7 +438,7 @@ impl Folder {
     }
 }
 
-fn folder(parent: &Path, keep: Keep) -> anyhow::Result<Folder> {
+fn folder(parent: &Path, keep: Keep, attic: &Attic) -> anyhow::Result<Folder> {
     let made = tempfile::Builder::new()
         .prefix("ringpost-perf.")
         .tempdir_in(parent)
@@ -373,6 +446,7 @@ fn folder(parent: &Path, keep: Keep) -> anyhow::Result<Folder> {
     let folder = Folder {
         path: made.path().to_owned(),
         guard: Cell::new(Some(made)),
+        attic: attic.clone(),
     };
     if keep == Keep::Yes {
         folder.keep();
@@ -402,7 +476,7 @@ mod tests {
 
     fn plan(in_flight: usize) -> Plan {
         let mut plan = Plan::tiny(100);
-        plan.measured = Duration::from_millis(200);
+        plan.window = Window::at(Duration::ZERO, Duration::from_millis(200));
         plan.in_flight = in_flight;
         plan.bytes_max = 1 << 30;
         plan.line_end = crate::workload::LineEnd::CrLf;

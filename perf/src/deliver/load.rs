@@ -275,16 +275,19 @@ impl<'a> Worker<'a> {
         let ended = elapsed >= self.plan.end() || self.tally.capped;
         let idle = self.places.iter().all(|place| place.sealed.is_none());
         let gone = self.ports.iter().all(|port| !port.alive);
-        gone || (ended && (idle || elapsed >= self.plan.end() + self.plan.drain_max))
+        gone || (ended && (idle || elapsed >= self.plan.end().saturating_add(self.plan.drain_max)))
     }
 
     /// Sets the timer to the next moment at which something is to be done without an answer.
     fn arm(&mut self, next: Next, elapsed: Duration) -> anyhow::Result<()> {
         let end = self.plan.end();
         let wake = if elapsed >= end || self.tally.capped {
-            end + self.plan.drain_max
+            end.saturating_add(self.plan.drain_max)
         } else if let Next::Due(due) = next {
             due.min(end)
+        } else if self.plan.window.opening().is_none() {
+            // Somebody may open it while no answer comes: the end is looked at each second.
+            Duration::from_secs(elapsed.as_secs() + 1)
         } else {
             end
         };

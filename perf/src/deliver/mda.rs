@@ -198,6 +198,7 @@ fn feed(child: &mut Child, message: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::window::Window;
 
     fn run_script(plan: &Plan, script: &'static str) -> Tally {
         let shared = Lock::new(Shared {
@@ -220,7 +221,7 @@ mod tests {
     fn exit_code_zero_is_stored_and_anything_else_is_told() {
         let mut plan = Plan::tiny(4);
         plan.bytes_max = 3 * 512;
-        plan.measured = Duration::from_mins(1);
+        plan.window = Window::at(Duration::ZERO, Duration::from_mins(1));
         let tally = run_script(&plan, "test $(wc -c) = 512");
         assert_eq!((tally.sent, tally.recipients_all), (3, 3));
         assert_eq!(tally.latencies.summary().count, 3);
@@ -238,7 +239,7 @@ mod tests {
     fn open_loop_waits_for_the_due_time() {
         let mut plan = Plan::tiny(4);
         plan.pace = crate::schedule::Pace::Open { rate: 100.0 };
-        plan.measured = Duration::from_millis(200);
+        plan.window = Window::at(Duration::ZERO, Duration::from_millis(200));
         let tally = run_script(&plan, "exit 0");
         assert!(tally.sent < 60, "{}", tally.sent);
     }

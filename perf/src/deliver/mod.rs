@@ -4,21 +4,23 @@
 //! daemon of its own on an empty folder, beside the limits of disk and sockets in the same call.
 
 mod args;
+mod attic;
 mod cell;
 mod echo;
 mod fake;
 pub(crate) mod link;
 pub(crate) mod lmtp;
 mod load;
+pub(crate) mod matrix;
 mod mda;
 pub(crate) mod node;
 mod plan;
 mod report;
+mod run;
 pub(crate) mod session;
 mod tally;
 mod verify;
+mod window;
 
 pub(crate) use args::Args;
 pub(crate) use run::run;
-
-mod run;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::session::Outcome;
+use super::window::{WarmUp, Window};
 use crate::schedule::Pace;
 use crate::workload::{Letter, LineEnd, Users};
 
@@ -34,9 +35,9 @@ pub(crate) struct Plan {
     /// Messages sent and not answered, at most.
     pub(crate) in_flight: usize,
     /// Load that is not measured, at the start.
-    pub(crate) warm_up: Duration,
-    /// Load that is measured, behind it.
-    pub(crate) measured: Duration,
+    pub(crate) warm_up: WarmUp,
+    /// When load is measured, behind it.
+    pub(crate) window: Window,
     /// How long answers may take after that.
     pub(crate) drain_max: Duration,
     /// Of all randomness.
@@ -52,12 +53,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// When the last message is sent, from the start.
     pub(crate) fn end(&self) -> Duration {
-        self.warm_up + self.measured
+        self.window.end()
     }
 
     /// Whether a moment is in the measured window.
     pub(crate) fn is_measured(&self, elapsed: Duration) -> bool {
-        (self.warm_up..self.end()).contains(&elapsed)
+        self.window.contains(elapsed)
     }
 
     /// Whether a user's mailbox is compared at the end. User 0 always is.
@@ -98,8 +99,8 @@ impl Plan {
             recipients: 1,
             pace: Pace::Closed,
             in_flight: 4,
-            warm_up: Duration::ZERO,
-            measured: Duration::from_secs(1),
+            warm_up: WarmUp::Time(Duration::ZERO),
+            window: Window::at(Duration::ZERO, Duration::from_secs(1)),
             drain_max: Duration::from_secs(10),
             seed: 1,
             run: 1,
@@ -123,16 +124,5 @@ mod tests {
                 "{count}: {watched}"
             );
         }
-    }
-
-    #[test]
-    fn window_begins_behind_the_warm_up() {
-        let mut plan = Plan::tiny(1);
-        plan.warm_up = Duration::from_secs(1);
-        let measured = |ms| plan.is_measured(Duration::from_millis(ms));
-        assert_eq!(
-            [999, 1000, 1999, 2000].map(measured),
-            [false, true, true, false]
-        );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::cell::{Findings, Reach, Via, per_second};
+use super::cell::{Findings, Reach, per_second};
 use super::lmtp::Transfer;
 use super::plan::{Plan, Serials};
 use super::verify::Verification;
@@ -58,7 +58,7 @@ pub(crate) struct Parameters {
     users: usize,
     recipients: usize,
     seconds: f64,
-    warm_up_s: f64,
+    warm_up_s: Option<f64>,
     rate: Option<f64>,
     repeat: bool,
     bdat: bool,
@@ -97,6 +97,7 @@ pub(crate) struct DaemonFigures {
     log_write_mean_us: Option<f64>,
     log_write_p99_below_us: Option<f64>,
     batch_recipients_mean: Option<f64>,
+    warm_up_checkpoints: Option<f64>,
     checkpoints: Option<f64>,
     materialised_bytes: Option<f64>,
     daemon_cpu_us_per_message: Option<f64>,
@@ -141,14 +142,15 @@ impl CellReport {
     ) -> Self {
         let tally = &findings.tally;
         let daemon = DaemonFigures::new(&findings);
-        let messages_per_s = round(per_second(tally.messages, plan.measured));
+        let measured = plan.window.measured();
+        let messages_per_s = round(per_second(tally.messages, measured));
         limits.of_disk = limits
             .disk_messages_per_s
             .map(|limit| messages_per_s / limit);
-        let of_message = |time: Duration| per_message(time, tally.messages_all());
+        let of_message = |time: Duration| per_message(time, tally.messages_since);
         let figures = Figures {
             messages_per_s,
-            recipients_per_s: round(per_second(tally.recipients, plan.measured)),
+            recipients_per_s: round(per_second(tally.recipients, measured)),
             mib_per_s: round(messages_per_s * float(plan.size) / 1_048_576.0),
             latency: tally.latencies.summary(),
             late_max_us: micros(tally.late_max),
@@ -292,7 +294,7 @@ impl Parameters {
     /// From the plan and its reach.
     pub(crate) fn new(plan: &Plan, reach: &Reach, target: String, settings: &[String]) -> Self {
         Self {
-            via: via_name(reach.via),
+            via: reach.via.name(),
             target,
             size: plan.size,
             in_flight: plan.in_flight,
@@ -300,8 +302,8 @@ impl Parameters {
             threads: reach.threads,
             users: plan.users.count(),
             recipients: plan.recipients,
-            seconds: plan.measured.as_secs_f64(),
-            warm_up_s: plan.warm_up.as_secs_f64(),
+            seconds: plan.window.measured().as_secs_f64(),
+            warm_up_s: plan.window.opening().map(|opening| opening.as_secs_f64()),
             rate: match plan.pace {
                 Pace::Closed => None,
                 Pace::Open { rate } => Some(rate),
@@ -315,18 +317,10 @@ impl Parameters {
     }
 }
 
-fn via_name(via: Via) -> &'static str {
-    match via {
-        Via::Node => "node",
-        Via::Lmtp => "lmtp",
-        Via::Mda => "mda",
-    }
-}
-
 impl DaemonFigures {
     fn new(findings: &Findings) -> Self {
         let metrics = findings.metrics.clone().unwrap_or_default();
-        let recipients = findings.tally.recipients_all;
+        let recipients = findings.tally.recipients_since;
         let flushes = metrics.sum("ringpost_flushes_total", "");
         let per_recipient = |count: f64| {
             let recipients = u32::try_from(recipients).ok().filter(|count| *count > 0)?;
@@ -340,11 +334,12 @@ impl DaemonFigures {
             log_write_mean_us: metrics.mean(LOG_WRITE).map(us),
             log_write_p99_below_us: metrics.quantile(LOG_WRITE, 0.99).map(us),
             batch_recipients_mean: batch_mean(&metrics),
+            warm_up_checkpoints: findings.warm_up_checkpoints,
             checkpoints: metrics.sum("ringpost_checkpoints_total", ""),
             materialised_bytes: metrics.sum("ringpost_materialised_bytes_total", ""),
             daemon_cpu_us_per_message: findings
                 .daemon_cpu
-                .and_then(|cpu| per_message(cpu.own, findings.tally.messages_all())),
+                .and_then(|cpu| per_message(cpu.own, findings.tally.messages_since)),
             daemon_bytes_max: findings.daemon_bytes_max,
             start_s: findings.start.map(|time| time.as_secs_f64()),
             stop_s: findings.stop.map(|time| time.as_secs_f64()),
@@ -358,7 +353,7 @@ fn batch_mean(metrics: &Metrics) -> Option<f64> {
     metrics.mean("ringpost_batch_messages").map(round)
 }
 
-/// Microseconds of CPU per message of the whole run.
+/// Microseconds of CPU per message since the window opened.
 fn per_message(time: Duration, messages: u64) -> Option<f64> {
     let messages = u32::try_from(messages).ok().filter(|count| *count > 0)?;
     Some(round(time.as_secs_f64() * 1e6 / f64::from(messages)))
@@ -376,6 +371,7 @@ fn round(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::cell::Via;
     use crate::deliver::session::Outcome;
     use crate::deliver::tally::{Tally, Watched};
     use crate::process::CpuTime;
@@ -399,6 +395,7 @@ mod tests {
         Findings {
             tally,
             metrics: Some(Metrics::parse(page)),
+            warm_up_checkpoints: Some(0.0),
             daemon_cpu: Some(CpuTime {
                 own: Duration::from_millis(2),
                 children: Duration::ZERO,

@@ -1,4 +1,4 @@
-//! A call of `deliver`: limits first, then cell by cell, then the table.
+//! A call of `deliver`: cell by cell with its limits, then the table.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,58 +7,95 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::args::Args;
+use super::args::{Args, CellKey};
 use super::cell::{self, Target};
 use super::report::{CellReport, Limits, Parameters};
 use crate::disk::DiskLimits;
 use crate::environment::Environment;
-use crate::programs;
+use crate::programs::{self, Programs};
 use crate::table;
 
-/// For each size and depth of the disk: 18 of them make five seconds.
-const DISK_EACH: Duration = Duration::from_millis(280);
+/// For each size and depth of the disk: 18 of them make three seconds.
+const DISK_EACH: Duration = Duration::from_millis(160);
 
 /// For each cell.
 const ECHO_EACH: Duration = Duration::from_millis(500);
 
-/// Runs the call. The exit code is 1 if anything was wrong in any cell.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    args.check()?;
-    let programs = args.programs()?;
-    let scratch = scratch(args)?;
-    let target = args.target(programs.as_ref(), scratch.clone())?;
-    let environment = Environment::look(&scratch, &programs::workspace())?;
-    let run = run_number(environment.time_s);
-    let own = matches!(target, Target::Own { .. });
-    let disk = if args.no_limits || !own {
-        DiskLimits::default()
-    } else {
-        progress("measuring the disk");
-        DiskLimits::measure(&scratch, DISK_EACH)?
-    };
-    let mut reports = Vec::new();
-    for (index, &(size, in_flight)) in args.cells().iter().enumerate() {
+/// What the cells of a call share.
+pub(crate) struct Bench<'a> {
+    args: &'a Args,
+    programs: Option<Programs>,
+    target: Target,
+    scratch: PathBuf,
+    /// Where it is measured.
+    pub(crate) environment: Environment,
+    run: u64,
+}
+
+impl<'a> Bench<'a> {
+    /// Checks the call and finds, or builds, the programs.
+    pub(crate) fn new(args: &'a Args) -> anyhow::Result<Self> {
+        args.check()?;
+        let programs = args.programs()?;
+        let scratch = scratch(args)?;
+        let environment = Environment::look(&scratch, &programs::workspace())?;
+        Ok(Self {
+            args,
+            target: args.target(programs.as_ref(), scratch.clone())?,
+            programs,
+            scratch,
+            run: run_number(environment.time_s),
+            environment,
+        })
+    }
+
+    /// Measures a cell, and what its disk and its sockets can do right before.
+    pub(crate) fn measure(
+        &self,
+        index: usize,
+        key: CellKey,
+    ) -> anyhow::Result<(DiskLimits, CellReport)> {
         // Users and messages of a cell are its own, also where the daemon is not.
-        let number = run.wrapping_add(u64::try_from(index)? << 24);
-        let plan = args.plan(size, in_flight, number);
-        let reach = args.reach(in_flight, programs.as_ref());
+        let number = self.run.wrapping_add(u64::try_from(index)? << 24);
+        let plan = self.args.plan(key, number);
+        let reach = self.args.reach(key, self.programs.as_ref());
+        let (size, in_flight) = (table::count(u64::try_from(key.size)?), key.in_flight);
         progress(&format!(
-            "{} bytes, {in_flight} in flight",
-            table::count(u64::try_from(size)?)
+            "{:?}, {size} bytes, {in_flight} in flight",
+            key.via
         ));
-        let echo = if args.no_limits || reach.connections == 0 {
+        let own = matches!(self.target, Target::Own { .. });
+        let disk = if self.args.no_limits || !own {
+            DiskLimits::default()
+        } else {
+            DiskLimits::measure(&self.scratch, DISK_EACH)?
+        };
+        let echo = if self.args.no_limits || reach.connections == 0 {
             None
         } else {
             Some(cell::echo_per_s(&plan, reach.connections, ECHO_EACH)?)
         };
-        let findings = cell::run(&plan, &reach, &target)?;
-        let parameters = Parameters::new(&plan, &reach, target_name(args), &args.settings);
+        let findings = cell::run(&plan, &reach, &self.target)?;
+        let settings = &self.args.settings;
+        let parameters = Parameters::new(&plan, &reach, target_name(self.args), settings);
         let limits = Limits::new(&disk, &plan, echo);
-        let report = CellReport::new(&environment, parameters, &plan, findings, limits);
+        let report = CellReport::new(&self.environment, parameters, &plan, findings, limits);
+        Ok((disk, report))
+    }
+}
+
+/// Runs the call. The exit code is 1 if anything was wrong in any cell.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let bench = Bench::new(args)?;
+    let mut reports = Vec::new();
+    let mut disk = DiskLimits::default();
+    for (index, &key) in args.cells().iter().enumerate() {
+        let (limits, report) = bench.measure(index, key)?;
+        disk = limits;
         emit(args, &report)?;
         reports.push(report);
     }
-    let text = people(&environment, &disk, &reports);
+    let text = people(&bench.environment, &disk, &reports);
     if args.json {
         std::io::stderr().write_all(text.as_bytes())?;
     } else {
@@ -107,12 +144,12 @@ fn target_name(args: &Args) -> String {
     args.to.clone().unwrap_or_else(|| "own".to_owned())
 }
 
-fn progress(what: &str) {
+pub(crate) fn progress(what: &str) {
     // Nobody may be listening; the figures do not depend on it.
     drop(writeln!(std::io::stderr(), "perf: {what}"));
 }
 
-/// Environment, limits, table, remarks.
+/// Environment, limits of the last cell's disk, table, remarks.
 pub(crate) fn people(
     environment: &Environment,
     disk: &DiskLimits,

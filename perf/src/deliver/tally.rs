@@ -43,6 +43,10 @@ pub(crate) struct Tally {
     pub(crate) recipients: u64,
     /// Recipients stored in the whole run, warm-up and drain included.
     pub(crate) recipients_all: u64,
+    /// Recipients stored since the window opened, drain included: what its counters are divided by.
+    pub(crate) recipients_since: u64,
+    /// Messages wholly stored since then.
+    pub(crate) messages_since: u64,
     /// Messages sent in the whole run.
     pub(crate) sent: u64,
     /// Recipients answered as duplicates.
@@ -76,6 +80,8 @@ impl Tally {
             messages: 0,
             recipients: 0,
             recipients_all: 0,
+            recipients_since: 0,
+            messages_since: 0,
             sent: 0,
             duplicates: 0,
             errors: BTreeMap::new(),
@@ -103,6 +109,7 @@ impl Tally {
             Outcome::Stored => {
                 self.recipients_all += 1;
                 self.recipients += u64::from(plan.is_measured(elapsed));
+                self.recipients_since += u64::from(plan.window.is_open(elapsed));
                 if plan.is_watched(to.user) {
                     self.watch(plan, to);
                 }
@@ -171,6 +178,7 @@ impl Tally {
     /// must not hide. The rate counts answers within the window.
     pub(crate) fn count_message(&mut self, plan: &Plan, due: Duration, elapsed: Duration) {
         self.messages += u64::from(plan.is_measured(elapsed));
+        self.messages_since += u64::from(plan.window.is_open(elapsed));
         if plan.is_measured(due) {
             self.latencies.record(elapsed.saturating_sub(due));
         }
@@ -186,11 +194,6 @@ impl Tally {
         }
     }
 
-    /// Messages wholly stored in the whole run.
-    pub(crate) fn messages_all(&self) -> u64 {
-        self.timeline.iter().sum()
-    }
-
     /// All recipients that were not plainly stored, duplicates apart.
     pub(crate) fn errors_count(&self) -> u64 {
         self.errors.values().sum()
@@ -202,6 +205,8 @@ impl Tally {
         self.messages += other.messages;
         self.recipients += other.recipients;
         self.recipients_all += other.recipients_all;
+        self.recipients_since += other.recipients_since;
+        self.messages_since += other.messages_since;
         self.sent += other.sent;
         self.duplicates += other.duplicates;
         for (text, count) in other.errors {
@@ -232,6 +237,7 @@ fn add(sums: &mut [u32], counts: &[u32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::window::Window;
 
     fn to(user: usize) -> Watched {
         Watched {
@@ -276,14 +282,13 @@ mod tests {
     #[test]
     fn rate_counts_answers_in_the_window_and_latency_what_was_due_in_it() {
         let mut plan = Plan::tiny(1);
-        plan.warm_up = Duration::from_secs(1);
-        plan.measured = Duration::from_secs(1);
+        plan.window = Window::at(Duration::from_secs(1), Duration::from_secs(1));
         let mut tally = Tally::new(1);
         let at = Duration::from_millis;
         for (due, answered) in [(100, 900), (900, 1100), (1200, 1300), (1900, 9000)] {
             tally.count_message(&plan, at(due), at(answered));
         }
-        assert_eq!(tally.messages, 2);
+        assert_eq!((tally.messages, tally.messages_since), (2, 3));
         let summary = tally.latencies.summary();
         assert_eq!(summary.count, 2);
         assert!(summary.max_us > 7_000_000.0);

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::*;
 use crate::address::Address;
 use crate::deliver::lmtp::{LmtpSession, Transfer};
+use crate::deliver::window::Window;
 use crate::schedule::Pace;
 use crate::workload::LineEnd;
 
@@ -93,7 +94,7 @@ fn connect(path: &Path) -> Link {
 fn plan() -> Plan {
     let mut plan = Plan::tiny(50);
     plan.line_end = LineEnd::CrLf;
-    plan.measured = Duration::from_millis(200);
+    plan.window = Window::at(Duration::ZERO, Duration::from_millis(200));
     plan
 }
 
@@ -120,7 +121,7 @@ fn closed_loop_counts_what_the_server_stored() {
 #[test]
 fn the_cap_on_bytes_ends_the_run() {
     let mut plan = plan();
-    plan.measured = Duration::from_mins(1);
+    plan.window = Window::at(Duration::ZERO, Duration::from_mins(1));
     plan.bytes_max = 100 * 512;
     let (tally, seen) = against(Manner::Good, &plan, 2);
     assert!(tally.capped);
@@ -141,7 +142,7 @@ fn temporary_failures_are_counted_by_text_and_are_no_success() {
 #[test]
 fn a_lost_connection_leaves_its_message_in_doubt_and_ends_the_run() {
     let mut plan = plan();
-    plan.measured = Duration::from_mins(1);
+    plan.window = Window::at(Duration::ZERO, Duration::from_mins(1));
     plan.in_flight = 1;
     let (tally, _) = against(Manner::Closes, &plan, 1);
     assert_eq!(tally.recipients_all, 9);
@@ -169,7 +170,7 @@ fn open_loop_keeps_its_rate_and_counts_from_the_due_time() {
     let mut plan = plan();
     plan.bytes_max = 1 << 30;
     plan.pace = Pace::Open { rate: 1000.0 };
-    plan.measured = Duration::from_millis(500);
+    plan.window = Window::at(Duration::ZERO, Duration::from_millis(500));
     let (tally, seen) = against(Manner::Good, &plan, 4);
     // 500 expected, standard deviation 22; a busy machine sends late but sends.
     assert!((380..620).contains(&seen), "{seen}");
