@@ -15,6 +15,7 @@ mod disk;
 mod disk_command;
 mod engine;
 mod environment;
+mod flame;
 mod hist;
 mod process;
 mod programs;
@@ -44,6 +45,8 @@ enum Command {
     Deliver(deliver::Args),
     /// Measure all doors, sizes and numbers in flight into one file, with a Markdown table
     Matrix(deliver::matrix::Args),
+    /// Record stacks of a loaded daemon: an SVG per thread and the frames that take the time
+    Flame(flame::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
     Disk(disk_command::Args),
     /// Grow a mailbox, or a store, and measure every step
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let done = signals::watch().and_then(|()| match &cli.command {
         Command::Deliver(args) => deliver::run(args),
         Command::Matrix(args) => deliver::matrix::run(args),
+        Command::Flame(args) => flame::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),

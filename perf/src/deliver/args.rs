@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::attic::Attic;
-use super::cell::{Keep, Reach, Target, Via};
+use super::cell::{Keep, Own, Reach, Target, Via};
 use super::lmtp::Transfer;
 use super::plan::{Plan, Serials};
 use super::window::{WarmUp, WarmUpArg, Window};
@@ -318,7 +318,7 @@ impl Args {
         scratch: PathBuf,
     ) -> anyhow::Result<Target> {
         let Some(to) = &self.to else {
-            return Ok(Target::Own {
+            return Ok(Target::Own(Own {
                 programs: programs
                     .ok_or_else(|| anyhow::anyhow!("no daemon was found"))?
                     .clone(),
@@ -326,7 +326,8 @@ impl Args {
                 settings: self.settings.clone(),
                 keep: if self.keep { Keep::Yes } else { Keep::No },
                 attic: Attic::default(),
-            });
+                witness: None,
+            }));
         };
         if to == "fake" {
             return Ok(Target::Fake);

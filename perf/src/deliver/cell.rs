@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -78,18 +79,7 @@ pub(crate) struct Reach {
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
     /// Started for the cell.
-    Own {
-        /// The programs.
-        programs: Programs,
-        /// Its data goes below this folder.
-        scratch: PathBuf,
-        /// `KEY=VALUE`.
-        settings: Vec<String>,
-        /// Whether the folder stays.
-        keep: Keep,
-        /// Where it goes otherwise.
-        attic: Attic,
-    },
+    Own(Own),
     /// Running already.
     Named {
         /// The door that is measured.
@@ -101,6 +91,41 @@ pub(crate) enum Target {
     },
     /// The generator's own fake.
     Fake,
+}
+
+/// A daemon that a cell starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    /// The programs.
+    pub(crate) programs: Programs,
+    /// Its data goes below this folder.
+    pub(crate) scratch: PathBuf,
+    /// `KEY=VALUE`.
+    pub(crate) settings: Vec<String>,
+    /// Whether the folder stays.
+    pub(crate) keep: Keep,
+    /// Where it goes otherwise.
+    pub(crate) attic: Attic,
+    /// Who looks on.
+    pub(crate) witness: Option<Witness>,
+}
+
+/// Looks at a loaded daemon from the opening of the window on, from a thread of its own. It should
+/// end before the load does.
+#[derive(Clone)]
+pub(crate) struct Witness(Arc<dyn Fn(Pid) -> anyhow::Result<()> + Send + Sync>);
+
+impl Witness {
+    /// Calls `look` with the daemon's id.
+    pub(crate) fn new(look: impl Fn(Pid) -> anyhow::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+}
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Witness")
+    }
 }
 
 /// Whether a scratch folder stays after the run.
@@ -142,56 +167,14 @@ pub(crate) struct Findings {
 /// Runs a cell. `Err` means that there is no figure.
 pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result<Findings> {
     match target {
-        Target::Own {
-            programs,
-            scratch,
-            settings,
-            keep,
-            attic,
-        } => {
-            let scratch = folder(scratch, *keep, attic)?;
-            let sockets = socket_folder()?;
-            let setup = Setup {
-                ringpostd: programs.ringpostd.clone(),
-                data: scratch.path.join("data"),
-                sockets: sockets.path().to_owned(),
-                log: scratch.path.join("ringpostd.log"),
-                settings: settings.clone(),
-                start_max: START_MAX,
-            };
-            let daemon = Daemon::start(&setup).inspect_err(|_| scratch.keep())?;
-            let doors = daemon.doors().clone();
-            let sides = Sides {
-                door: match reach.via {
-                    Via::Node | Via::Mda => Address::from(doors.node.as_path()),
-                    Via::Lmtp => Address::from(doors.lmtp.as_path()),
-                },
-                node: Some(Address::from(doors.node.as_path())),
-                admin: Some(Address::from(doors.admin.as_path())),
-                pid: Some(daemon.pid()),
-            };
-            let mut findings = measure(plan, reach, &sides)
-                .inspect_err(|_| scratch.keep())
-                .with_context(|| format!("the daemon's log is {}", setup.log.display()))?;
-            findings.start = Some(daemon.started_in());
-            stop(daemon, &mut findings);
-            let good = findings
-                .verification
-                .as_ref()
-                .is_none_or(Verification::is_good);
-            if !good || !findings.faults.is_empty() {
-                scratch.keep();
-                let kept = format!("log and data are kept in {}", scratch.path.display());
-                findings.faults.push(kept);
-            }
-            Ok(findings)
-        }
+        Target::Own(own) => run_own(plan, reach, own),
         Target::Named { door, node, admin } => {
             let sides = Sides {
                 door: door.clone(),
                 node: node.clone(),
                 admin: admin.clone(),
                 pid: None,
+                witness: None,
             };
             measure(plan, reach, &sides)
         }
@@ -207,10 +190,51 @@ pub(crate) fn run(plan: &Plan, reach: &Reach, target: &Target) -> anyhow::Result
                 node: None,
                 admin: None,
                 pid: None,
+                witness: None,
             };
             measure(plan, reach, &sides)
         }
     }
+}
+
+fn run_own(plan: &Plan, reach: &Reach, own: &Own) -> anyhow::Result<Findings> {
+    let scratch = folder(&own.scratch, own.keep, &own.attic)?;
+    let sockets = socket_folder()?;
+    let setup = Setup {
+        ringpostd: own.programs.ringpostd.clone(),
+        data: scratch.path.join("data"),
+        sockets: sockets.path().to_owned(),
+        log: scratch.path.join("ringpostd.log"),
+        settings: own.settings.clone(),
+        start_max: START_MAX,
+    };
+    let daemon = Daemon::start(&setup).inspect_err(|_| scratch.keep())?;
+    let doors = daemon.doors().clone();
+    let sides = Sides {
+        door: match reach.via {
+            Via::Node | Via::Mda => Address::from(doors.node.as_path()),
+            Via::Lmtp => Address::from(doors.lmtp.as_path()),
+        },
+        node: Some(Address::from(doors.node.as_path())),
+        admin: Some(Address::from(doors.admin.as_path())),
+        pid: Some(daemon.pid()),
+        witness: own.witness.clone(),
+    };
+    let mut findings = measure(plan, reach, &sides)
+        .inspect_err(|_| scratch.keep())
+        .with_context(|| format!("the daemon's log is {}", setup.log.display()))?;
+    findings.start = Some(daemon.started_in());
+    stop(daemon, &mut findings);
+    let good = findings
+        .verification
+        .as_ref()
+        .is_none_or(Verification::is_good);
+    if !good || !findings.faults.is_empty() {
+        scratch.keep();
+        let kept = format!("log and data are kept in {}", scratch.path.display());
+        findings.faults.push(kept);
+    }
+    Ok(findings)
 }
 
 /// Requests and replies per second of a bare socket: the cell's sizes and connections, nothing
@@ -244,6 +268,7 @@ struct Sides {
     node: Option<Address>,
     admin: Option<Address>,
     pid: Option<Pid>,
+    witness: Option<Witness>,
 }
 
 /// What the processes had used and counted at one moment, or gained since.
@@ -290,7 +315,11 @@ fn opened(
 ) -> anyhow::Result<Option<Look>> {
     let ask = || sides.scrape();
     let open = window::watch(plan.warm_up, &plan.window, begin, start, &ask, stop)?;
-    open.then(|| sides.look()).transpose()
+    let looked = open.then(|| sides.look()).transpose()?;
+    if let (Some(witness), Some(pid), true) = (&sides.witness, sides.pid, open) {
+        (witness.0)(pid)?;
+    }
+    Ok(looked)
 }
 
 fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings> {

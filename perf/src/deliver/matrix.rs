@@ -13,10 +13,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use clap::Parser;
 use serde_json::Value;
 
 use super::args::{Args as DeliverArgs, CellKey};
+use super::preset::Preset;
 use super::run::{Bench, progress};
 use crate::programs;
 use crate::table;
@@ -77,30 +77,21 @@ pub(crate) struct Args {
     no_build: bool,
 }
 
-/// A command line of `deliver`.
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    args: DeliverArgs,
-}
-
 impl Args {
     /// The call of `deliver` that it stands for.
     fn deliver(&self) -> anyhow::Result<DeliverArgs> {
-        let mut words = vec!["deliver".to_owned()];
-        let mut say = |key: &str, value: &str| words.push(format!("--{key}={value}"));
-        say("via", &self.via);
-        say("size", &self.size);
-        say("in-flight", &self.in_flight);
-        say("users", &self.users.to_string());
-        say("seconds", &self.seconds.to_string());
-        say("warm-up", &self.warm_up);
-        say("warm-up-max", &self.warm_up_max.to_string());
-        for setting in &self.settings {
-            say("set", setting);
-        }
-        let mut args = Line::try_parse_from(words)?.args;
-        args.scratch.clone_from(&self.scratch);
+        let preset = Preset {
+            via: self.via.clone(),
+            size: self.size.clone(),
+            in_flight: self.in_flight.clone(),
+            users: self.users,
+            seconds: self.seconds,
+            warm_up: self.warm_up.clone(),
+            warm_up_max: self.warm_up_max,
+            settings: self.settings.clone(),
+            scratch: self.scratch.clone(),
+        };
+        let mut args = preset.arguments()?;
         args.no_build = self.no_build;
         Ok(args)
     }
@@ -262,6 +253,7 @@ fn cell(line: &Value, field: &str, show: fn(f64) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
     use serde_json::json;
 
     #[derive(Parser)]

@@ -15,12 +15,15 @@ pub(crate) mod matrix;
 mod mda;
 pub(crate) mod node;
 mod plan;
+mod preset;
 mod report;
-mod run;
+pub(crate) mod run;
 pub(crate) mod session;
 mod tally;
 mod verify;
 mod window;
 
 pub(crate) use args::Args;
+pub(crate) use cell::Witness;
+pub(crate) use preset::Preset;
 pub(crate) use run::run;

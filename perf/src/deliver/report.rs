@@ -189,6 +189,16 @@ impl CellReport {
         }
     }
 
+    /// The rate.
+    pub(crate) fn messages_per_s(&self) -> f64 {
+        self.figures.messages_per_s
+    }
+
+    /// What a message cost the daemon.
+    pub(crate) fn daemon_cpu_us_per_message(&self) -> Option<f64> {
+        self.daemon.daemon_cpu_us_per_message
+    }
+
     /// Heads of [`Self::row`].
     pub(crate) const HEADS: [&str; 19] = [
         "via",
