@@ -369,8 +369,13 @@ impl Sim {
         self.oracle.snapshots.push(kept);
     }
 
-    fn notice(&self, notice: &Notice) -> Verdict {
-        let world = &self.oracle.excuses;
+    fn notice(&mut self, notice: &Notice) -> Verdict {
+        let world = &mut self.oracle.excuses;
+        if let Notice::Corrupt(corrupt) = notice
+            && let Some((dir, _)) = corrupt.file.split_once("/info.")
+        {
+            world.unread.insert(dir.to_owned());
+        }
         let excused = match notice {
             Notice::Corrupt(corrupt) => world.hurt || world.is_wounded(&corrupt.file),
             Notice::Damaged(_) => world.hurt || !world.wounds.is_empty(),

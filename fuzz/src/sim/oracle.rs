@@ -2,7 +2,7 @@
 //! what readers were shown, in the order in which the node gave them; whatever it cannot know is a
 //! doubt, and the next look at the user (`look.rs`) has to explain it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_engine::format::info::DELETED;
 use ringpost_engine::request::{
@@ -23,6 +23,12 @@ pub(super) struct Excuses {
     pub(super) full: bool,
     /// The window of duplicates may be shorter than the model thinks.
     pub(super) short_window: bool,
+    /// Bytes on the medium may be wrong: a piece of a message is not held against a checksum
+    /// (storage.md 8.2), a whole one is.
+    pub(super) rotten: bool,
+    /// Directories of users whose index could not be read: `folders`, which is made from it, may lag
+    /// until a repair.
+    pub(super) unread: BTreeSet<String>,
     /// Files whose bytes on the medium were hurt: damage that names one, or its directory, may be.
     pub(super) wounds: Vec<String>,
 }

@@ -41,6 +41,7 @@ impl Sim {
             2 => self.disk.configure(|config| config.harsh = true),
             _ => {}
         }
+        self.oracle.excuses.rotten = true;
         // What is read back in this life may be what was hurt in it.
         self.oracle.excuses.hurt = how < 2;
         self.work()?;
