@@ -344,3 +344,27 @@ fn a_large_message_beside_a_first_checkpoint_survives() {
     }
     assert!(beside > 0, "no checkpoint was going on");
 }
+
+/// A drain ended before a watch whose user was still being loaded was answered.
+#[test]
+fn a_drain_does_not_leave_a_watch_behind() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    bench.deliver(&[BOB], 1, &message(1, 300));
+    bench.checkpoint();
+    let mut bench = bench.crash(Crash::Kill);
+    bench.drain();
+    let mut bench = bench.crash(Crash::Kill);
+    let slow = |config: &mut SimConfig| (config.slow_one_in, config.slow_factor) = (1, 1_000_000);
+    bench.disk.configure(slow);
+    let watch = Request::Watch {
+        user: user(BOB),
+        mailbox: Some(MailboxId::INBOX),
+        since: Modseq::new(1 << 60),
+    };
+    let now = bench.now();
+    let watch = bench.shard.submit(now, watch).expect("taken");
+    bench.poll();
+    bench.disk.configure(|config| config.slow_one_in = 0);
+    bench.drain();
+    assert_eq!(bench.woken(watch), Some(Err(Refused::Stopped)));
+}

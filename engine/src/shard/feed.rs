@@ -154,8 +154,10 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// The shard ends: nothing will change any more.
+    /// The shard ends: nothing will change any more. Nobody waits for the users of watches that are
+    /// still to be loaded, so those are answered, too.
     pub(super) fn refuse_watches(&mut self) {
+        self.refuse_watch_reads();
         for (number, watch) in std::mem::take(&mut self.watches) {
             self.users.get_mut(watch.user).watches.clear();
             self.answer(Event::Woken {

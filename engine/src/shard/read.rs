@@ -267,6 +267,18 @@ impl<I: Io> Shard<I> {
         self.refuse_read(read, Refused::Cancelled);
     }
 
+    /// Ends all of them.
+    pub(super) fn refuse_watch_reads(&mut self) {
+        let watches = |read: &Read| matches!(read.what, Wanted::Watch { .. });
+        let open = self.reads.iter().filter(|(_, read)| watches(read));
+        let open: Vec<_> = open.map(|(index, read)| (index, read.user)).collect();
+        for (read, user) in open {
+            let user = self.users.get_mut(user);
+            user.waiting.retain(|waiter| *waiter != Waiter::Read(read));
+            self.refuse_read(read, Refused::Stopped);
+        }
+    }
+
     /// After a fatal error.
     pub(super) fn refuse_reads(&mut self) {
         let open: Vec<usize> = self.reads.iter().map(|(index, _)| index).collect();
