@@ -368,3 +368,34 @@ fn a_drain_does_not_leave_a_watch_behind() {
     bench.drain();
     assert_eq!(bench.woken(watch), Some(Err(Refused::Stopped)));
 }
+
+/// On a full disk a shard tried to make another log file again and again, without a pause.
+#[test]
+fn a_full_disk_is_not_asked_for_log_files_all_the_time() {
+    let mut config = SimConfig::new(1);
+    config.trace = true;
+    config.poll_ns = 200_000;
+    let mut bench = Bench::on(empty_disk(config), ShardConfig::tiny()).expect("opens");
+    bench.deliver(&[BOB], 1, &message(1, 300));
+    bench.checkpoint();
+    let files = u64::try_from(bench.disk.tree().len()).expect("few");
+    bench
+        .disk
+        .configure(|config| config.inodes_max = Some(files));
+    let tries = |bench: &Bench| bench.disk.trace().matches("create log/").count();
+    let mut number = 2;
+    while !bench.disk.trace().contains(".log 0 0 28") {
+        bench.append(&[BOB], number, &message(number, 900));
+        bench.settle();
+        number += 1;
+        assert!(number < 2_000, "the log never wants another file");
+    }
+    let (before, from) = (tries(&bench), bench.disk.now_ns());
+    for _turn in 0..1_000 {
+        bench.poll();
+        bench.disk.advance(1_000);
+    }
+    let seconds = (bench.disk.now_ns() - from) / 1_000_000_000;
+    let more = u64::try_from(tries(&bench) - before).expect("few");
+    assert!(more <= seconds + 1, "{more} tries in {seconds} s");
+}

@@ -18,6 +18,10 @@ use crate::format::store_file::StoreId;
 use crate::io::{AlignedBuf, Done, FileId, Io, Op, OpenMode, RelPath};
 use crate::ops::{Ops, Purpose, unreachable_done};
 use crate::position::Lsn;
+use crate::request::{MonotonicNs, Now};
+
+/// Between two tries to make a file on a full disk, ns: as often as free space is looked at.
+const MAKE_AGAIN_NS: u64 = 1_000_000_000;
 
 /// What every structure of a log is bound to.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +67,8 @@ pub(crate) struct Files {
     /// In the order of their positions; the last is being filled.
     live: VecDeque<usize>,
     making: Option<u32>,
+    /// Not before this, since there was no room.
+    make_after: MonotonicNs,
     sequence: u64,
     salts: Salts,
     /// Whether files leave the log instead of being armed again.
@@ -127,6 +133,7 @@ impl Files {
             all: Vec::new(),
             live: VecDeque::new(),
             making: None,
+            make_after: MonotonicNs::new(0),
             sequence: 0,
             salts,
             keep: Keep::No,
@@ -376,12 +383,12 @@ impl Files {
     }
 
     /// Arms the next file and makes another, where needed.
-    pub(crate) fn tend<I: Io>(&mut self, ops: &mut Ops<I>, now: WallNs) {
+    pub(crate) fn tend<I: Io>(&mut self, ops: &mut Ops<I>, now: Now) {
         let coming = |file: &LogFile| matches!(file.role, Role::Arming | Role::Armed);
         if !self.all.iter().any(coming) {
             let free = self.all.iter().position(|file| file.role == Role::Free);
             if let Some(index) = free {
-                let header = self.next_header(self.active_end(), now);
+                let header = self.next_header(self.active_end(), now.wall);
                 let file = self.set_arming(index, header);
                 let (buf, len) = header_block(&header);
                 ops.start(
@@ -400,7 +407,8 @@ impl Files {
             .iter()
             .filter(|file| file.role == Role::Free)
             .count();
-        if free == 0 && self.making.is_none() && self.count() < self.count_max {
+        let wanted = free == 0 && self.making.is_none() && self.count() < self.count_max;
+        if wanted && now.monotonic >= self.make_after {
             let number = self.next_number();
             self.making = Some(number);
             let path = RelPath::log_file(self.identity.log_id, number);
@@ -441,9 +449,11 @@ impl Files {
         self.add_free((number, self.file_bytes), file, None);
     }
 
-    /// A file could not be made (no space, say): try again at the next need.
-    pub(crate) fn not_made(&mut self) {
+    /// There was no room for a file: try again at the first need after a while. At once would be
+    /// without end, since nothing but the try itself has to complete.
+    pub(crate) fn not_made(&mut self, now: MonotonicNs) {
         self.making = None;
+        self.make_after = now.after(MAKE_AGAIN_NS);
     }
 
     /// Makes a file and waits for it (opening).

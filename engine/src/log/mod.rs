@@ -258,7 +258,7 @@ impl<G> Log<G> {
         now: Now,
         which: Seal,
     ) {
-        self.files.tend(ops, now.wall);
+        self.files.tend(ops, now);
         loop {
             if let Some(Closed::Skip { lsn, file, len }) = self.closed.front() {
                 let (lsn, file, len) = (*lsn, *file, *len);

@@ -377,12 +377,12 @@ impl<I: Io> Shard<I> {
             }
             Purpose::LogMake(number) => match result {
                 Ok(_) => self.log.files_mut().made(&mut self.ops, number),
-                Err(failed) => self.log_not_made(failed.error)?,
+                Err(failed) => self.log_not_made(now, failed.error)?,
             },
             Purpose::LogOpen(number) => match result {
                 Ok(Done::Opened { file, .. }) => self.log.files_mut().opened(number, file),
                 Ok(other) => unreachable_done(&other),
-                Err(failed) => self.log_not_made(failed.error)?,
+                Err(failed) => self.log_not_made(now, failed.error)?,
             },
             Purpose::Materialise(_) | Purpose::Tables | Purpose::SyncTree | Purpose::Super => {
                 self.checkpoint_step(now, purpose, result)?;
@@ -408,12 +408,12 @@ impl<I: Io> Shard<I> {
 
     /// A log file that could not be made is tried again later; without space it never is a reason
     /// to stop.
-    fn log_not_made(&mut self, error: IoError) -> Result<(), IoError> {
+    fn log_not_made(&mut self, now: Now, error: IoError) -> Result<(), IoError> {
         if !error.is_no_space() {
             return Err(error);
         }
         self.space.refused = true;
-        self.log.files_mut().not_made();
+        self.log.files_mut().not_made(now.monotonic);
         self.give_backup_up("no room for another log file");
         Ok(())
     }
