@@ -4,6 +4,9 @@
 mod testkit;
 
 use ringpost_engine::config::{CheckpointSync, ShardConfig};
+use ringpost_engine::format::store_file::StoreId;
+use ringpost_engine::format::superblock::Pair;
+use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, Fate, SimConfig};
 use ringpost_engine::request::{
     Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, UidSet,
@@ -398,4 +401,37 @@ fn a_full_disk_is_not_asked_for_log_files_all_the_time() {
     let seconds = (bench.disk.now_ns() - from) / 1_000_000_000;
     let more = u64::try_from(tries(&bench) - before).expect("few");
     assert!(more <= seconds + 1, "{more} tries in {seconds} s");
+}
+
+/// A superblock that a killed process had on its way landed over the one of the process after it, whose
+/// boot was forgotten: its salts and epochs would have come again.
+#[test]
+fn a_superblock_of_a_killed_process_does_not_land_on_a_later_one() {
+    let mut landed = 0;
+    for change in 1..40 {
+        let mut bench = Bench::new(ShardConfig::tiny());
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        let at = bench.disk.changes() + change;
+        bench.disk.configure(|config| config.crash_at = Some(at));
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        if !bench.disk.is_crashed() {
+            break;
+        }
+        for fate in 0..16 {
+            let image = bench.disk.crash(Crash::Kill);
+            let mut next = Bench::on(image, ShardConfig::tiny()).expect("opens");
+            for number in 2..20 {
+                next.deliver(&[BOB], number, &message(number, 300));
+            }
+            let bytes = next
+                .disk
+                .read(&RelPath::superblock(0))
+                .expect("it is there");
+            let pair = Pair::open(&bytes, StoreId::new([9; 16]), 0).expect("it is whole");
+            assert_eq!(pair.current.boots, 2, "change {change}, fate {fate}");
+            landed += 1;
+        }
+    }
+    assert!(landed > 100, "{landed} kills");
 }

@@ -296,6 +296,8 @@ fn open_super<I: Io>(
         }
         Err(error) => return Err(error.into()),
     };
+    // A killed process may have one on its way: it must not land on what is written from here on.
+    ops.run_plain(Op::Sync { file })?;
     let (bytes, count) = ops.run_read(file, 0, AlignedBuf::zeroed(file_bytes))?;
     let bytes = bytes.get(..count).unwrap_or_default();
     let pair = match Pair::open(bytes, identity.store, identity.log_id) {

@@ -11,6 +11,10 @@ use super::store::{Inode, InodeId, Late, Node, SECTOR, Store, overlay, parent, p
 /// What a harsh device garbles whole.
 const BLOCK: u64 = 4096;
 
+/// Steps of the disk within which a killed process's write lands: as many as a recovery of a small log
+/// takes, so that some come when it has read the file.
+const LATE_STEPS: u32 = 96;
+
 /// How much of a set of pending things is kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
@@ -105,6 +109,7 @@ pub(super) fn in_part(store: &mut Store, act: &Act, config: &SimConfig, rng: &mu
                 inode: *inode,
                 offset: *offset,
                 data: data.clone(),
+                steps: rng.u32(..LATE_STEPS),
             };
             tear(store, &late, config, rng);
         }
@@ -123,6 +128,7 @@ fn overtake(store: &mut Store, act: &Act, kind: Crash, config: &SimConfig, rng: 
                 inode: *inode,
                 offset: *offset,
                 data: data.clone(),
+                steps: rng.u32(..LATE_STEPS),
             };
             match (kind, kept) {
                 (_, Kept::All) => store.write_durable(*inode, *offset, data),

@@ -316,11 +316,9 @@ impl State {
     fn step(&mut self, act: &Act, running: &Running) -> Result<bool, IoError> {
         self.counted.step(act);
         // What a killed process left in the queue lands when it likes.
-        for _ in 0..self.store.late.len() {
-            if self.rng.u8(..4) == 0 {
-                let inode = self.store.late.first().map(|late| late.inode);
-                self.store.land(|late| Some(late.inode) == inode);
-            }
+        self.store.land(|late| late.steps == 0);
+        for late in &mut self.store.late {
+            late.steps -= 1;
         }
         if let Some(error) = self.config.error_at
             && act.is_among(error.among)

@@ -64,6 +64,8 @@ pub(super) struct Late {
     pub(super) inode: InodeId,
     pub(super) offset: u64,
     pub(super) data: Bytes,
+    /// It lands after so many more steps of the disk, or at a sync.
+    pub(super) steps: u32,
 }
 
 /// What there can be.
