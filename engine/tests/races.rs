@@ -7,7 +7,7 @@ use ringpost_engine::config::{CheckpointSync, ShardConfig};
 use ringpost_engine::format::store_file::StoreId;
 use ringpost_engine::format::superblock::Pair;
 use ringpost_engine::io::RelPath;
-use ringpost_engine::io::sim::{Crash, Fate, SimConfig};
+use ringpost_engine::io::sim::{Crash, Fate, Harsh, SimConfig};
 use ringpost_engine::request::{
     Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, UidSet,
 };
@@ -434,4 +434,22 @@ fn a_superblock_of_a_killed_process_does_not_land_on_a_later_one() {
         }
     }
     assert!(landed > 100, "{landed} kills");
+}
+
+/// A power cut that garbled the block of the very first superblock left a store that did not open.
+#[test]
+fn a_first_superblock_that_was_garbled_is_made_again() {
+    for change in 1..12 {
+        let mut config = SimConfig::new(change);
+        (config.harsh, config.crash_at) = (Harsh::Direct, Some(change));
+        let mut disk = empty_disk(config);
+        let opened = Bench::on(disk.clone(), ShardConfig::tiny());
+        assert!(opened.is_err(), "change {change} is behind the opening");
+        for fate in 0..32 {
+            let found = disk.crash(Crash::PowerCut);
+            let opened = Bench::on(found, ShardConfig::tiny());
+            let error = opened.err();
+            assert!(error.is_none(), "change {change}, fate {fate}: {error:?}");
+        }
+    }
 }

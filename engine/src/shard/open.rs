@@ -307,6 +307,11 @@ fn open_super<I: Io>(
             ops.run_plain(Op::Close { file })?;
             return new_super(ops, identity, &path);
         }
+        // The same where the device garbled the first block that was written to it.
+        Err((CorruptReason::Magic | CorruptReason::Checksum, _)) if is_unused(ops, identity)? => {
+            ops.run_plain(Op::Close { file })?;
+            return new_super(ops, identity, &path);
+        }
         Err((reason, _)) => {
             return Err(Corrupt {
                 file: path.to_string(),
@@ -397,6 +402,17 @@ fn has_log_files<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<bo
         Done::Listing(names) => Ok(names
             .iter()
             .any(|(name, _)| name.strip_suffix(".log").is_some())),
+        other => unreachable_done(&other),
+    }
+}
+
+/// Whether a log has nothing but a superblock: no log file was made, so that no shard ever served
+/// from it.
+fn is_unused<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<bool, IoError> {
+    let path = RelPath::superblock(identity.log_id);
+    let dir = RelPath::log_dir(identity.log_id);
+    match ops.run_plain(Op::ListDir { path: dir })? {
+        Done::Listing(names) => Ok(names.iter().all(|(name, _)| name == path.file_name())),
         other => unreachable_done(&other),
     }
 }

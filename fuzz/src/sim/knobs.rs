@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 use ringpost_engine::config::{CheckpointSync, ShardConfig};
-use ringpost_engine::io::sim::{Fate, Model, SimConfig};
+use ringpost_engine::io::sim::{Fate, Harsh, Model, SimConfig};
 
 /// Kinds of work; a weight each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -181,5 +181,6 @@ fn disk(rng: &mut Rng, seed: u64) -> SimConfig {
     config.slow_one_in = one_of(rng, [0, 10, 50]);
     config.slow_factor = one_of(rng, [50, 1_000]);
     config.short_one_in = one_of(rng, [0, 3, 7]);
+    config.harsh = one_of(rng, [Harsh::No, Harsh::Direct]);
     config
 }

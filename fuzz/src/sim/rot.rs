@@ -4,7 +4,7 @@
 
 use ringpost_engine::error::OpenError;
 use ringpost_engine::io::RelPath;
-use ringpost_engine::io::sim::Sector;
+use ringpost_engine::io::sim::{Harsh, Sector};
 
 use super::Sim;
 use super::model::{Verdict, ensure};
@@ -23,7 +23,7 @@ impl Sim {
         for who in 0..self.knobs.users {
             self.look_at(who)?;
         }
-        let how = self.rng.u8(..8);
+        let how = self.rng.u8(..10);
         let (at, misdirected) = (self.rng.u64(1..20), self.rng.bool());
         let sector = if misdirected {
             Sector::Misdirected
@@ -38,7 +38,7 @@ impl Sim {
             1 => self
                 .disk
                 .configure(|config| config.sector_at = Some((counted, sector))),
-            2 => self.disk.configure(|config| config.harsh = true),
+            2 => self.disk.configure(|config| config.harsh = Harsh::Yes),
             _ => {}
         }
         self.oracle.excuses.rotten = true;
@@ -52,9 +52,12 @@ impl Sim {
             self.turn()?;
         }
         self.crash();
-        self.disk.configure(|config| config.harsh = false);
-        if how > 2 {
-            self.flip();
+        let harsh = self.knobs.disk.harsh;
+        self.disk.configure(|config| config.harsh = harsh);
+        match how {
+            0..=2 => {}
+            3..=7 => self.flip(),
+            _ => self.stray(),
         }
         let wounds = self.disk.wounds();
         self.stats.wounds += u64::try_from(wounds.len()).unwrap_or(0);
@@ -77,11 +80,7 @@ impl Sim {
         let files = tree.into_iter();
         let files = files.filter(|(path, bytes)| bytes.is_some_and(|n| n > 0) && wanted(path));
         let files: Vec<String> = files.map(|(path, _)| path).collect();
-        let Some(path) = self.rng.choice(files) else {
-            return;
-        };
-        let entry = |dir: Option<RelPath>, name| dir.and_then(|dir| dir.entry(name));
-        let Some(file) = path.split('/').fold(Some(RelPath::root()), entry) else {
+        let Some(file) = self.rng.choice(files).and_then(|path| plain_path(&path)) else {
             return;
         };
         let bytes = self.disk.read(&file).unwrap_or_default();
@@ -94,6 +93,27 @@ impl Sim {
         };
         let mask = 1 << self.rng.u32(..8);
         self.disk.flip(&file, u64::try_from(at).unwrap_or(0), mask);
+    }
+
+    /// Puts a sector of an index where another one belongs, of the same index or another one.
+    fn stray(&mut self) {
+        let is_index = |path: &String| path.contains("/info.");
+        let tree = self.disk.tree().into_iter().map(|(path, _)| path);
+        let files: Vec<RelPath> = tree
+            .filter(is_index)
+            .filter_map(|path| plain_path(&path))
+            .collect();
+        // Not every two sectors differ.
+        for _attempt in 0..8 {
+            let (Some(from), Some(to)) = (self.rng.choice(&files), self.rng.choice(&files)) else {
+                return;
+            };
+            let bytes = |file| self.disk.len(file).unwrap_or(0).max(1);
+            let places = (self.rng.u64(..bytes(from)), self.rng.u64(..bytes(to)));
+            if self.disk.stray((from, places.0), (to, places.1)) {
+                return;
+            }
+        }
     }
 
     /// Opens what was hurt: refused by a sentence that names it, or everybody is served.
@@ -124,4 +144,9 @@ impl Sim {
         }
         Ok(())
     }
+}
+
+fn plain_path(path: &str) -> Option<RelPath> {
+    let entry = |dir: Option<RelPath>, name| dir.and_then(|dir| dir.entry(name));
+    path.split('/').fold(Some(RelPath::root()), entry)
 }

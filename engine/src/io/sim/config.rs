@@ -64,6 +64,18 @@ pub enum Sector {
     Misdirected,
 }
 
+/// Which blocks of 4096 bytes in flight at a power cut may become garbage, old bytes in them too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Harsh {
+    /// None: each sector of 512 bytes is old or new.
+    No,
+    /// Those of log writes. Nothing durable is in them: frames and headers have blocks of their own,
+    /// and of two superblocks one is written.
+    Direct,
+    /// All.
+    Yes,
+}
+
 /// Bytes on the medium that are not what was written there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Wound {
@@ -111,8 +123,8 @@ pub struct SimConfig {
     /// The k-th transfer to the medium (a log write, a file that a sync finds dirty) goes wrong in
     /// one sector.
     pub sector_at: Option<(u64, Sector)>,
-    /// Blocks of 4096 bytes in flight at a power cut may become garbage, old bytes in them too.
-    pub harsh: bool,
+    /// What a power cut may turn into garbage.
+    pub harsh: Harsh,
     /// The disk freezes before the k-th change (reads do not count).
     pub crash_at: Option<u64>,
     /// Whether a line is kept for each step.
@@ -139,7 +151,7 @@ impl SimConfig {
             links_max: None,
             lost_write_at: None,
             sector_at: None,
-            harsh: false,
+            harsh: Harsh::No,
             crash_at: None,
             trace: false,
         }

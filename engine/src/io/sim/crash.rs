@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
-use super::config::{Crash, Fate, Model, SimConfig};
+use super::config::{Crash, Fate, Harsh, Model, SimConfig};
 use super::steps::Act;
 use super::store::{Inode, InodeId, Late, Node, SECTOR, Store, overlay, parent, part, size};
 
@@ -69,7 +69,7 @@ pub(super) fn crash(
     for (id, inode) in &mut store.inodes {
         let dirty = dirty_blocks(inode);
         persist_by_chance(inode, config.model, config.fate, rng);
-        if config.harsh && !dirty.is_empty() && rng.u8(..8) == 0 {
+        if config.harsh == Harsh::Yes && !dirty.is_empty() && rng.u8(..8) == 0 {
             let block = dirty.get(rng.usize(..dirty.len())).copied().unwrap_or(0);
             if let Some(len) = garble(inode, block * BLOCK, rng) {
                 garbled.push((*id, block * BLOCK, len));
@@ -167,7 +167,7 @@ fn tear(store: &mut Store, late: &Late, config: &SimConfig, rng: &mut Rng) {
         }
         at += SECTOR;
     }
-    if config.harsh && kept == Kept::Some {
+    if config.harsh != Harsh::No && kept == Kept::Some {
         let block = rng.u64(..len.div_ceil(BLOCK).max(1)) * BLOCK;
         let mut garbage = part(&late.data, block, size(BLOCK)).to_vec();
         rng.fill(&mut garbage);

@@ -192,6 +192,31 @@ impl SimDisk {
         })
     }
 
+    /// A sector of one file lies over another one, as if it had been written to the wrong place; `false`
+    /// if they are not there or alike.
+    pub fn stray(&self, (from, from_at): (&RelPath, u64), (to, to_at): (&RelPath, u64)) -> bool {
+        let sector = |path, at: u64| {
+            let bytes = self.read(path)?;
+            let start = usize::try_from(at / SECTOR * SECTOR).ok()?;
+            let end = bytes.len().min(start + usize::try_from(SECTOR).ok()?);
+            bytes.get(start..end).map(<[u8]>::to_vec)
+        };
+        let (Some(new), Some(old)) = (sector(from, from_at), sector(to, to_at)) else {
+            return false;
+        };
+        let len = new.len().min(old.len());
+        let (new, old) = (new.get(..len), old.get(..len));
+        let start = to_at / SECTOR * SECTOR;
+        match new {
+            Some(bytes) if len > 0 && new != old => {
+                self.hurt(to, start, bytes.len() as u64, |inode| {
+                    medium::replace(inode, start, bytes);
+                })
+            }
+            _ => false,
+        }
+    }
+
     /// The sector of a byte cannot be read any more until it is written again; `false` if there is
     /// no such byte.
     pub fn spoil(&self, path: &RelPath, offset: u64) -> bool {

@@ -112,6 +112,12 @@ fn elsewhere(store: &Store, rng: &mut Rng) -> Option<(InodeId, u64)> {
     Some((id, rng.u64(..sectors) * SECTOR))
 }
 
+/// Puts bytes onto the medium and into the cache.
+pub(super) fn replace(inode: &mut Inode, offset: u64, bytes: &[u8]) {
+    overlay(&mut inode.cache, offset, bytes);
+    overlay(&mut inode.durable, offset, bytes);
+}
+
 /// Bit rot: flips bits of a byte on the medium and in the cache.
 pub(super) fn flip(inode: &mut Inode, offset: u64, mask: u8) {
     let at = size(offset);

@@ -31,10 +31,11 @@
 //! | `capacity_bytes`, `inodes_max`, `links_max` | no room from a given byte, file or name on: ENOSPC, EDQUOT, EMLINK |
 //! | `lost_write_at` | a log write is confirmed and not done |
 //! | `sector_at` | one sector of a transfer to the medium is lost, or written over another one |
-//! | `harsh` | a whole 4 KiB block in flight at a power cut turns into garbage, with what was in it |
+//! | `harsh` | a whole 4 KiB block in flight at a power cut turns into garbage, with what was in it; of log writes, or of all |
 //! | `crash_at` | a crash before the k-th change |
 //!
-//! [`SimDisk::flip`] is bit rot, [`SimDisk::spoil`] a sector that cannot be read until it is written.
+//! [`SimDisk::flip`] is bit rot, [`SimDisk::stray`] a sector over another one, [`SimDisk::spoil`] a
+//! sector that cannot be read until it is written.
 //! What is hurt on the medium is remembered ([`SimDisk::wounds`]), what no program could have avoided is
 //! counted ([`SimDisk::faults`]): a test can tell what was done to a program from what it did itself.
 //!
@@ -59,6 +60,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Among, Crash, Fate, Model, Sector, SimConfig, StepError, Wound};
+pub use config::{Among, Crash, Fate, Harsh, Model, Sector, SimConfig, StepError, Wound};
 pub use disk::SimDisk;
 pub use driver::SimIo;

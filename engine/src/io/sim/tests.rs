@@ -182,7 +182,7 @@ fn a_harsh_device_garbles_one_block_in_flight() {
     let mut garbled = 0;
     for seed in 0..200 {
         let mut config = SimConfig::new(seed);
-        config.harsh = true;
+        config.harsh = Harsh::Direct;
         let (mut disk, mut driver, file) = log_disk(config);
         driver.start(log_write(file, 2));
         driver.io.poll(&mut Vec::new());
@@ -495,7 +495,7 @@ fn a_harsh_device_garbles_a_block_of_a_file_that_it_wrote() {
     let mut garbled = 0;
     for seed in 0..200 {
         let mut config = SimConfig::new(seed);
-        config.harsh = true;
+        config.harsh = Harsh::Yes;
         let mut disk = SimDisk::new(config);
         disk.put(&entry("f"), &[1; 10_000]);
         let mut driver = Driver::new(disk.io());
