@@ -17,6 +17,7 @@ mod engine;
 mod environment;
 mod flame;
 mod hist;
+mod peers;
 mod process;
 mod programs;
 mod scale;
@@ -47,6 +48,8 @@ enum Command {
     Matrix(deliver::matrix::Args),
     /// Record stacks of a loaded daemon: an SVG per thread and the frames that take the time
     Flame(flame::Args),
+    /// Measure the daemon against other mail stores, in turn, in one run
+    Peers(peers::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
     Disk(disk_command::Args),
     /// Grow a mailbox, or a store, and measure every step
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Deliver(args) => deliver::run(args),
         Command::Matrix(args) => deliver::matrix::run(args),
         Command::Flame(args) => flame::run(args),
+        Command::Peers(args) => peers::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),

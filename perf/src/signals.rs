@@ -1,6 +1,7 @@
 //! No daemon outlives a perf that is told to end: SIGTERM (timeout(1), CI), SIGINT and SIGHUP kill
-//! the daemons that are registered here, then take their usual course.
+//! the daemons and control groups that are registered here, then take their usual course.
 
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use anyhow::Context as _;
@@ -15,6 +16,9 @@ use signal_hook::iterator::Signals;
 )]
 static RUNNING: std::sync::Mutex<Vec<Pid>> = std::sync::Mutex::new(Vec::new());
 
+#[expect(clippy::disallowed_types, reason = "as above")]
+static GROUPS: std::sync::Mutex<Vec<PathBuf>> = std::sync::Mutex::new(Vec::new());
+
 /// From here on signals are told to a thread of their own by handlers, which a program that is started
 /// does not inherit. Blocking them would be inherited, and a daemon that never sees SIGTERM never
 /// drains.
@@ -27,6 +31,11 @@ pub(crate) fn watch() -> anyhow::Result<()> {
         for pid in running().drain(..) {
             // It may have ended by itself.
             kill(pid, Signal::SIGKILL).ok();
+        }
+        for folder in groups().drain(..) {
+            for pid in crate::peers::members(&folder) {
+                kill(pid, Signal::SIGKILL).ok();
+            }
         }
         signal_hook::low_level::emulate_default_handler(signal).ok();
     });
@@ -41,6 +50,20 @@ pub(crate) fn register(pid: Pid) {
 /// It is about to be waited for: its id may soon be another's.
 pub(crate) fn forget(pid: Pid) {
     running().retain(|&known| known != pid);
+}
+
+/// A control group was made: whatever is in it was started here.
+pub(crate) fn register_group(folder: &Path) {
+    groups().push(folder.to_owned());
+}
+
+/// It is about to be removed.
+pub(crate) fn forget_group(folder: &Path) {
+    groups().retain(|known| known != folder);
+}
+
+fn groups() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn running() -> std::sync::MutexGuard<'static, Vec<Pid>> {

@@ -154,6 +154,12 @@ impl Users {
         Self((0..count.max(1)).map(name).collect())
     }
 
+    /// The same, with `@domain` behind each name.
+    pub(crate) fn in_domain(prefix: &str, count: usize, domain: &str) -> Self {
+        let name = |index| Bytes::from(format!("{prefix}{index:07}@{domain}"));
+        Self((0..count.max(1)).map(name).collect())
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.0.len()

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use super::attic::Attic;
 use super::cell::{Keep, Own, Reach, Target, Via};
 use super::lmtp::Transfer;
-use super::plan::{Plan, Serials};
+use super::plan::{Plan, Serials, Visit};
 use super::window::{WarmUp, WarmUpArg, Window};
 use crate::address::Address;
 use crate::programs::{Programs, Rebuild};
@@ -260,6 +260,7 @@ impl Args {
                 Via::Node | Via::Mda => LineEnd::Lf,
             },
             recipients: self.recipients,
+            visit: Visit::Drawn,
             pace: self.rate.map_or(Pace::Closed, |rate| Pace::Open { rate }),
             in_flight: cell.in_flight,
             warm_up,

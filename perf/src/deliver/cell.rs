@@ -345,7 +345,10 @@ fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings
         let start = start.as_ref();
         let watcher = scope.spawn(move || opened(plan, sides, begin, start, &stop));
         let tally = match (reach.via, &reach.deliver) {
-            (Via::Mda, Some(program)) => mda::run(plan, program, &sides.door, begin),
+            (Via::Mda, Some(program)) => {
+                let calls = |users: &[&str]| mda::shim(program, &sides.door, users);
+                mda::run(plan, &calls, begin)
+            }
             (Via::Mda, None) => Err(anyhow::anyhow!("ringpost-deliver was not found")),
             (Via::Node | Via::Lmtp, _) => load(plan, reach.threads, links, begin),
         };
@@ -384,7 +387,8 @@ fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings
     })
 }
 
-fn connect(
+/// Greeted connections to a door.
+pub(crate) fn connect(
     door: &Address,
     connections: usize,
     session: &dyn Fn() -> Box<dyn Session>,
@@ -399,7 +403,12 @@ fn connect(
 }
 
 /// Divides links and places over the threads, runs them, and adds their accounts up.
-fn load(plan: &Plan, threads: usize, links: Vec<Link>, begin: Instant) -> anyhow::Result<Tally> {
+pub(crate) fn load(
+    plan: &Plan,
+    threads: usize,
+    links: Vec<Link>,
+    begin: Instant,
+) -> anyhow::Result<Tally> {
     let threads = threads.clamp(1, links.len().max(1));
     let mut shares: Vec<Vec<Link>> = (0..threads).map(|_| Vec::new()).collect();
     for (index, link) in links.into_iter().enumerate() {
@@ -444,8 +453,9 @@ fn stop(daemon: Daemon, findings: &mut Findings) {
 
 /// A folder that goes to the attic at the end, unless it is kept: by wish, or since something went
 /// wrong.
-struct Folder {
-    path: PathBuf,
+pub(crate) struct Folder {
+    /// Where it is.
+    pub(crate) path: PathBuf,
     guard: Cell<Option<TempDir>>,
     attic: Attic,
 }
@@ -459,7 +469,8 @@ impl Drop for Folder {
 }
 
 impl Folder {
-    fn keep(&self) {
+    /// It stays.
+    pub(crate) fn keep(&self) {
         if let Some(guard) = self.guard.take() {
             // The path is known already.
             drop(guard.keep());
@@ -467,7 +478,8 @@ impl Folder {
     }
 }
 
-fn folder(parent: &Path, keep: Keep, attic: &Attic) -> anyhow::Result<Folder> {
+/// A new folder below `parent`.
+pub(crate) fn folder(parent: &Path, keep: Keep, attic: &Attic) -> anyhow::Result<Folder> {
     let made = tempfile::Builder::new()
         .prefix("ringpost-perf.")
         .tempdir_in(parent)
@@ -484,7 +496,7 @@ fn folder(parent: &Path, keep: Keep, attic: &Attic) -> anyhow::Result<Folder> {
 }
 
 /// Sockets lie in the system's folder for temporary files: their paths must be short.
-fn socket_folder() -> anyhow::Result<TempDir> {
+pub(crate) fn socket_folder() -> anyhow::Result<TempDir> {
     let made = tempfile::Builder::new().prefix("rp.").tempdir();
     made.context("cannot make a folder for sockets")
 }

@@ -1,5 +1,6 @@
 //! LMTP (RFC 2033) from the client's side, with PIPELINING: the envelope and DATA go out in one
 //! write, then the message, then one reply per recipient. One message at a time per connection.
+//! SMTP (RFC 5321) is the same with EHLO and one reply for all recipients, for an MTA in front.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -22,6 +23,15 @@ pub(crate) enum Transfer {
     Bdat,
 }
 
+/// Which of the two is spoken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dialect {
+    /// LHLO, a reply for each recipient.
+    Lmtp,
+    /// EHLO, one reply for all.
+    Smtp,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Greeting,
@@ -41,6 +51,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct LmtpSession {
     transfer: Transfer,
+    dialect: Dialect,
     state: State,
     line: Vec<u8>,
     queue: VecDeque<Bytes>,
@@ -53,13 +64,21 @@ pub(crate) struct LmtpSession {
     /// Why MAIL was refused.
     mail_refused: Option<String>,
     pipelining: bool,
+    /// Whether MAIL may say how long the message is (RFC 1870): not every server knows it.
+    sizes: bool,
 }
 
 impl LmtpSession {
     /// Before the server's greeting.
     pub(crate) fn new(transfer: Transfer) -> Self {
+        Self::speaking(Dialect::Lmtp, transfer)
+    }
+
+    /// The same for a server of either kind.
+    pub(crate) fn speaking(dialect: Dialect, transfer: Transfer) -> Self {
         Self {
             transfer,
+            dialect,
             state: State::Greeting,
             line: Vec::new(),
             queue: VecDeque::new(),
@@ -69,6 +88,7 @@ impl LmtpSession {
             message: Bytes::new(),
             mail_refused: None,
             pipelining: false,
+            sizes: false,
         }
     }
 
@@ -78,8 +98,10 @@ impl LmtpSession {
             _ => bail!("not an LMTP reply: {line:?}"),
         };
         let last = line.as_bytes().get(3) != Some(&b'-');
-        if self.state == State::Hello && line.get(4..).is_some_and(|word| word == "PIPELINING") {
-            self.pipelining = true;
+        if self.state == State::Hello {
+            let word = line.get(4..).unwrap_or_default();
+            self.pipelining |= word == "PIPELINING";
+            self.sizes |= word.split(' ').next() == Some("SIZE");
         }
         if !last {
             return Ok(());
@@ -89,12 +111,15 @@ impl LmtpSession {
         match self.state {
             State::Greeting => {
                 ensure!(code == 220, "greeted with: {line}");
-                self.queue
-                    .push_back(Bytes::from_static(b"LHLO perf.test\r\n"));
+                let hello: &[u8] = match self.dialect {
+                    Dialect::Lmtp => b"LHLO perf.test\r\n",
+                    Dialect::Smtp => b"EHLO perf.test\r\n",
+                };
+                self.queue.push_back(Bytes::from_static(hello));
                 self.state = State::Hello;
             }
             State::Hello => {
-                ensure!(good, "LHLO was answered: {line}");
+                ensure!(good, "the hello was answered: {line}");
                 ensure!(self.pipelining, "the server does not offer PIPELINING");
                 self.state = State::Idle;
             }
@@ -105,24 +130,30 @@ impl LmtpSession {
             }
             State::Rcpt(position) => self.on_rcpt(position, good, line, answers),
             State::Data => self.on_data(code, line, answers)?,
-            State::Dot(position) => {
-                // With BDAT and no recipient taken there is one reply for nobody (503).
-                if let Some(&recipient) = self.accepted.get(position) {
-                    let outcome = if good {
-                        stored(line)
-                    } else {
-                        Outcome::Refused(line.to_owned())
-                    };
-                    self.answer(recipient, outcome, answers);
-                }
-                self.state = if position + 1 < self.accepted.len() {
-                    State::Dot(position + 1)
-                } else {
-                    State::Idle
-                };
-            }
+            State::Dot(position) => self.on_dot(position, good, line, answers),
         }
         Ok(())
+    }
+
+    fn on_dot(&mut self, position: usize, good: bool, line: &str, answers: &mut Vec<Answer>) {
+        let replied = match self.dialect {
+            Dialect::Lmtp => position + 1,
+            Dialect::Smtp => self.accepted.len(),
+        };
+        // With BDAT and no recipient taken there is one reply for nobody (503).
+        for &recipient in self.accepted.get(position..replied).unwrap_or_default() {
+            let outcome = if good {
+                stored(line)
+            } else {
+                Outcome::Refused(line.to_owned())
+            };
+            self.answer(recipient, outcome, answers);
+        }
+        self.state = if replied < self.accepted.len() {
+            State::Dot(replied)
+        } else {
+            State::Idle
+        };
     }
 
     fn on_rcpt(&mut self, position: usize, good: bool, line: &str, answers: &mut Vec<Answer>) {
@@ -186,7 +217,11 @@ impl Session for LmtpSession {
         ensure!(self.state == State::Idle, "a message is under way");
         let mut envelope = String::with_capacity(64 + 40 * mail.recipients.len());
         let size = mail.bytes.len();
-        write!(envelope, "MAIL FROM:<{SENDER}> SIZE={size}\r\n")?;
+        write!(envelope, "MAIL FROM:<{SENDER}>")?;
+        if self.sizes {
+            write!(envelope, " SIZE={size}")?;
+        }
+        envelope.push_str("\r\n");
         for &user in mail.recipients {
             write!(envelope, "RCPT TO:<{}>\r\n", mail.users.name(user))?;
         }
@@ -244,7 +279,7 @@ mod tests {
         assert_eq!(session.room(), 0);
         assert!(say(&mut session, "220 hi\r\n").is_empty());
         assert_eq!(sent(&mut session), "LHLO perf.test\r\n");
-        assert!(say(&mut session, "250-x\r\n250-PIPELINING\r\n250 8BITMIME\r\n").is_empty());
+        assert!(say(&mut session, "250-x\r\n250-PIPELINING\r\n250 SIZE 1000\r\n").is_empty());
         assert_eq!(session.room(), 1);
         session
     }
@@ -323,6 +358,23 @@ mod tests {
         );
         let refused = || Outcome::Refused("451 4.3.0 busy".to_owned());
         assert_eq!(answers, [answer(0, refused()), answer(1, refused())]);
+        assert_eq!(session.room(), 1);
+    }
+
+    #[test]
+    fn smtp_has_one_reply_for_all_and_no_size_where_none_was_offered() {
+        let mut session = LmtpSession::speaking(Dialect::Smtp, Transfer::Data);
+        say(&mut session, "220 hi\r\n");
+        assert_eq!(sent(&mut session), "EHLO perf.test\r\n");
+        say(&mut session, "250-x\r\n250 PIPELINING\r\n");
+        submit(&mut session, &[1, 2]);
+        assert!(sent(&mut session).starts_with("MAIL FROM:<ada@example.net>\r\nRCPT"));
+        say(&mut session, "250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n");
+        sent(&mut session);
+        assert_eq!(
+            say(&mut session, "250 2.0.0 queued\r\n"),
+            [answer(0, Outcome::Stored), answer(1, Outcome::Stored)]
+        );
         assert_eq!(session.room(), 1);
     }
 

@@ -213,8 +213,7 @@ impl<'a> Worker<'a> {
             Serials::Repeated => thread,
         };
         self.plan
-            .users
-            .draw(self.plan.recipients, &mut self.random, &mut self.drawn);
+            .draw(self.tally.sent, &mut self.random, &mut self.drawn);
         place.recipients.clear();
         place
             .recipients

@@ -1,4 +1,5 @@
-//! `--via mda`: one `ringpost-deliver` per message, N at a time, as an MTA's pipe(8) does it.
+//! `--via mda`: one `ringpost-deliver` per message, N at a time, as an MTA's pipe(8) does it. Peers
+//! are run by it as well: any program that takes a message on its standard input.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -35,13 +36,11 @@ struct Task {
     recipients: Vec<usize>,
 }
 
+/// Makes the call of a program for a message to these users.
+pub(crate) type Calls<'a> = dyn Fn(&[&str]) -> Command + Sync + 'a;
+
 /// Runs `plan.in_flight` threads until the end and returns their account.
-pub(crate) fn run(
-    plan: &Plan,
-    program: &Path,
-    node: &Address,
-    begin: Instant,
-) -> anyhow::Result<Tally> {
+pub(crate) fn run(plan: &Plan, calls: &Calls<'_>, begin: Instant) -> anyhow::Result<Tally> {
     let shared = Lock::new(Shared {
         arrivals: Arrivals::new(plan.pace, 1, plan.seed),
         random: fastrand::Rng::with_seed(plan.seed),
@@ -52,16 +51,7 @@ pub(crate) fn run(
     let letters = std::thread::scope(|scope| {
         let sender = |(slot, letter)| {
             let shared = &shared;
-            scope.spawn(move || {
-                send(
-                    plan,
-                    shared,
-                    slot,
-                    letter,
-                    &|| command(program, node),
-                    begin,
-                )
-            })
+            scope.spawn(move || send(plan, shared, slot, letter, calls, begin))
         };
         let threads: Vec<_> = letters.into_iter().enumerate().map(sender).collect();
         let joined = threads.into_iter().map(|thread| {
@@ -80,13 +70,17 @@ pub(crate) fn run(
     Ok(tally)
 }
 
-fn command(program: &Path, node: &Address) -> Command {
+/// The call of `ringpost-deliver` at a node's socket.
+pub(crate) fn shim(program: &Path, node: &Address, users: &[&str]) -> Command {
     let mut command = Command::new(program);
     let socket = match node {
         Address::Unix(path) => path.as_os_str().to_owned(),
         Address::Tcp(name) => name.into(),
     };
     command.arg("--socket").arg(socket).args(["-f", SENDER]);
+    for user in users {
+        command.arg("-d").arg(user);
+    }
     command
 }
 
@@ -96,7 +90,7 @@ fn send(
     shared: &Lock<Shared>,
     slot: usize,
     mut letter: Letter,
-    command: &dyn Fn() -> Command,
+    calls: &Calls<'_>,
     begin: Instant,
 ) -> Letter {
     loop {
@@ -107,10 +101,8 @@ fn send(
         // Nothing can be answered earlier than it is due, and the thread has nothing else to do.
         std::thread::sleep(task.due.saturating_sub(begin.elapsed()));
         let late = begin.elapsed().saturating_sub(task.due);
-        let mut command = command();
-        for &user in &task.recipients {
-            command.arg("-d").arg(plan.users.name(user));
-        }
+        let names = task.recipients.iter().map(|&user| plan.users.name(user));
+        let mut command = calls(&names.collect::<Vec<_>>());
         let bytes = letter.seal(task.serial);
         let outcome = match deliver(&mut command, &bytes) {
             Ok(outcome) => outcome,
@@ -150,8 +142,7 @@ impl Shared {
             arrivals.take(due);
         }
         let mut recipients = Vec::new();
-        plan.users
-            .draw(plan.recipients, &mut self.random, &mut recipients);
+        plan.draw(self.tally.sent, &mut self.random, &mut recipients);
         let serial = match plan.serials {
             Serials::Fresh => self.tally.sent,
             Serials::Repeated => 0,
@@ -208,7 +199,8 @@ mod tests {
             bytes_sent: 0,
         });
         let letter = plan.letters(0, 1).unwrap().remove(0);
-        let command = || {
+        let command = |users: &[&str]| {
+            assert_eq!(users.len(), 1);
             let mut command = Command::new("sh");
             command.args(["-c", script, "sh"]);
             command

@@ -4,24 +4,24 @@
 //! daemon of its own on an empty folder, beside the limits of disk and sockets in the same call.
 
 mod args;
-mod attic;
-mod cell;
+pub(crate) mod attic;
+pub(crate) mod cell;
 mod echo;
 mod fake;
 pub(crate) mod link;
 pub(crate) mod lmtp;
 mod load;
 pub(crate) mod matrix;
-mod mda;
+pub(crate) mod mda;
 pub(crate) mod node;
-mod plan;
+pub(crate) mod plan;
 mod preset;
 mod report;
 pub(crate) mod run;
 pub(crate) mod session;
-mod tally;
-mod verify;
-mod window;
+pub(crate) mod tally;
+pub(crate) mod verify;
+pub(crate) mod window;
 
 pub(crate) use args::Args;
 pub(crate) use cell::Witness;

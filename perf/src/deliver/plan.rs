@@ -19,6 +19,15 @@ pub(crate) enum Serials {
     Repeated,
 }
 
+/// Which users a message goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Visit {
+    /// Drawn by seed, evenly.
+    Drawn,
+    /// One after the other: after `users / recipients` messages each has had one.
+    InTurn,
+}
+
 /// Everything the generator needs to know.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -30,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) line_end: LineEnd,
     /// Recipients of a message.
     pub(crate) recipients: usize,
+    /// Which they are.
+    pub(crate) visit: Visit,
     /// Closed or open loop.
     pub(crate) pace: Pace,
     /// Messages sent and not answered, at most.
@@ -54,6 +65,21 @@ impl Plan {
     /// When the last message is sent, from the start.
     pub(crate) fn end(&self) -> Duration {
         self.window.end()
+    }
+
+    /// The recipients of the message before which `sent` were sent.
+    pub(crate) fn draw(&self, sent: u64, random: &mut fastrand::Rng, drawn: &mut Vec<usize>) {
+        match self.visit {
+            Visit::Drawn => self.users.draw(self.recipients, random, drawn),
+            Visit::InTurn => {
+                let count = self.recipients.min(self.users.count());
+                let sent = usize::try_from(sent).unwrap_or(0);
+                let first = sent.wrapping_mul(count) % self.users.count();
+                let turn = |step| (first + step) % self.users.count();
+                drawn.clear();
+                drawn.extend((0..count).map(turn));
+            }
+        }
     }
 
     /// Whether a moment is in the measured window.
@@ -97,6 +123,7 @@ impl Plan {
             size: 512,
             line_end: LineEnd::Lf,
             recipients: 1,
+            visit: Visit::Drawn,
             pace: Pace::Closed,
             in_flight: 4,
             warm_up: WarmUp::Time(Duration::ZERO),
@@ -124,5 +151,19 @@ mod tests {
                 "{count}: {watched}"
             );
         }
+    }
+
+    #[test]
+    fn in_turn_each_user_is_visited_once() {
+        let mut plan = Plan::tiny(6);
+        plan.visit = Visit::InTurn;
+        plan.recipients = 2;
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut drawn, mut seen) = (Vec::new(), Vec::new());
+        for sent in 0..3 {
+            plan.draw(sent, &mut random, &mut drawn);
+            seen.extend_from_slice(&drawn);
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
     }
 }

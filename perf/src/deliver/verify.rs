@@ -61,7 +61,8 @@ impl Verification {
         self.missing == 0 && self.surplus == 0 && self.damaged == 0
     }
 
-    fn say(&mut self, problem: impl FnOnce() -> String) {
+    /// Keeps a sentence about what is wrong, as long as there are few.
+    pub(crate) fn say(&mut self, problem: impl FnOnce() -> String) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem());
         }
@@ -129,6 +130,28 @@ pub(crate) fn verify(
     Ok(verification)
 }
 
+/// All messages of a user's INBOX.
+pub(crate) fn mailbox(node: &Address, user: &str) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut reader = Reader::connect(node)?;
+    let mut messages = Vec::new();
+    let mut request = ListRequest {
+        user: Bytes::copy_from_slice(user.as_bytes()),
+        mailbox: MailboxRef::Id(MailboxId::INBOX),
+        after_uid: 0,
+        entries_max: 1000,
+    };
+    loop {
+        let page = reader.client.list(&request, Deadline::after(PATIENCE))?;
+        for entry in &page.entries {
+            request.after_uid = entry.uid.value();
+            messages.push(reader.fetch(&request.user, entry.uid)?);
+        }
+        if page.more == More::No || page.entries.is_empty() {
+            return Ok(messages);
+        }
+    }
+}
+
 /// Messages in each user's INBOX; 0 where nothing was ever delivered.
 pub(crate) fn counts(node: &Address, users: &Users) -> anyhow::Result<Vec<u32>> {
     let mut reader = Reader::connect(node)?;
@@ -178,7 +201,7 @@ pub(crate) fn counts(node: &Address, users: &Users) -> anyhow::Result<Vec<u32>> 
 }
 
 /// The acknowledged messages of each watched user, as they were sent, with how often.
-fn expected(tally: &mut Tally) -> BTreeMap<usize, BTreeMap<Bytes, u32>> {
+pub(crate) fn expected(tally: &mut Tally) -> BTreeMap<usize, BTreeMap<Bytes, u32>> {
     let mut expected: BTreeMap<usize, BTreeMap<Bytes, u32>> = BTreeMap::new();
     for (letters, watched) in &mut tally.watched {
         for message in watched.iter() {
