@@ -50,6 +50,8 @@ enum Command {
     Flame(flame::Args),
     /// Measure the daemon against other mail stores, in turn, in one run
     Peers(peers::Args),
+    /// Repeat the thesis's experiment: sendmail with procmail against sendmail with our shim
+    Thesis(peers::thesis::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
     Disk(disk_command::Args),
     /// Grow a mailbox, or a store, and measure every step
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Matrix(args) => deliver::matrix::run(args),
         Command::Flame(args) => flame::run(args),
         Command::Peers(args) => peers::run(args),
+        Command::Thesis(args) => peers::thesis::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),

@@ -11,7 +11,7 @@ use super::system::System;
 use crate::deliver::plan::{Plan, Serials, Visit};
 use crate::deliver::window::{WarmUp, Window};
 use crate::schedule::Pace;
-use crate::workload::Users;
+use crate::workload::{LineEnd, Users};
 
 /// Answers may take so long after a run's end; an MTA's queue too.
 const DRAIN_MAX: Duration = Duration::from_mins(2);
@@ -163,11 +163,12 @@ impl Args {
 }
 
 /// The load before the clock: one message to each user, so that no run pays for making mailboxes.
-pub(crate) fn first_messages(plan: &Plan) -> Plan {
+pub(crate) fn first_messages(plan: &Plan, line_end: LineEnd) -> Plan {
     let users = u64::try_from(plan.users.count()).unwrap_or(u64::MAX);
     let size = u64::try_from(plan.size).unwrap_or(u64::MAX);
     Plan {
         visit: Visit::InTurn,
+        line_end,
         warm_up: WarmUp::Time(Duration::ZERO),
         window: Window::at(Duration::ZERO, Duration::from_mins(30)),
         in_flight: plan.in_flight.clamp(1, 16),
@@ -222,9 +223,12 @@ mod tests {
     #[test]
     fn first_messages_end_when_each_user_has_one() {
         let plan = Plan::tiny(7);
-        let first = first_messages(&plan);
+        let first = first_messages(&plan, LineEnd::CrLf);
         assert_eq!(first.bytes_max, 7 * 512);
-        assert_eq!(first.visit, Visit::InTurn);
+        assert_eq!(
+            (first.visit, first.line_end),
+            (Visit::InTurn, LineEnd::CrLf)
+        );
         assert_ne!(first.run, plan.run);
     }
 }

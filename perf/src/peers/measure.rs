@@ -94,7 +94,9 @@ fn prepare(running: &dyn Running, door: &Door, plan: &Plan) -> anyhow::Result<Ve
     if let Some(counts) = running.fill()? {
         return Ok(counts);
     }
-    let tally = door.drive(&first_messages(plan))?;
+    let store = running.store_door();
+    let door = store.as_ref().unwrap_or(door);
+    let tally = door.drive(&first_messages(plan, door.line_end()))?;
     ensure!(
         tally.errors_count() == 0 && tally.recipients_all > 0,
         "the first messages were refused: {:?}",

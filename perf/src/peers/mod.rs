@@ -25,6 +25,7 @@ mod sendmail;
 mod service;
 mod spool;
 mod system;
+pub(crate) mod thesis;
 
 pub(crate) use args::Args;
 pub(crate) use group::members;

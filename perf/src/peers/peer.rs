@@ -69,6 +69,11 @@ pub(crate) trait Running {
         Ok(None)
     }
 
+    /// A door past its queue, for first messages, where it has one.
+    fn store_door(&self) -> Option<Door> {
+        None
+    }
+
     /// Whether mail is kept at all: a dummy throws it away, and nothing can be compared.
     fn keeps(&self) -> bool {
         true

@@ -135,6 +135,13 @@ impl Running for Postfix {
         Some(DOMAIN)
     }
 
+    fn store_door(&self) -> Option<Door> {
+        match &self.store {
+            Store::Dovecot(dovecot) => Some(dovecot.door()),
+            Store::Ringpost(ringpost) => Some(Door::Node(ringpost.node())),
+        }
+    }
+
     fn cpu(&self) -> anyhow::Result<Duration> {
         let store = match &self.store {
             Store::Dovecot(dovecot) => dovecot.cpu()?,

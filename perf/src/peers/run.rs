@@ -36,7 +36,7 @@ const DISK_EACH: Duration = Duration::from_millis(280);
 const ECHO_EACH: Duration = Duration::from_millis(500);
 
 /// What is the same for all runs of a call.
-pub(crate) struct Bench {
+struct Bench {
     args: Args,
     programs: Programs,
     attic: Attic,
@@ -52,6 +52,28 @@ pub(crate) struct Bench {
 /// Runs the call. The exit code is 1 if anything was wrong in any run.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.check()?;
+    let table = |reports: &[RunReport]| table::render(&RunReport::HEADS, &rows(reports));
+    let ended = campaign(args, "peers", &table)?;
+    if let Some(folder) = &args.out {
+        chart::write(folder, &ended.reports)?;
+    }
+    Ok(ended.code)
+}
+
+/// What a campaign leaves.
+pub(crate) struct Ended {
+    /// All runs, in their order.
+    pub(crate) reports: Vec<RunReport>,
+    /// Whether all went well.
+    pub(crate) code: ExitCode,
+}
+
+/// Measures all that the arguments name, and prints it: lines of this `kind`, and a table.
+pub(crate) fn campaign(
+    args: &Args,
+    kind: &'static str,
+    table: &dyn Fn(&[RunReport]) -> String,
+) -> anyhow::Result<Ended> {
     let mut bench = Bench::new(args)?;
     let disk = if args.no_limits {
         DiskLimits::default()
@@ -70,7 +92,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     system.name(),
                     table::count(u64::try_from(size)?)
                 ));
-                let report = bench.report(system, (size, in_flight, round), limits)?;
+                let mut report = bench.report(system, (size, in_flight, round), limits)?;
+                report.kind = kind;
                 if args.json {
                     emit(&report)?;
                 }
@@ -78,28 +101,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let text = people(&bench.environment, &disk, &reports);
+    let text = people(&bench.environment, &disk, &reports, &table(&reports));
     if args.json {
         std::io::stderr().write_all(text.as_bytes())?;
     } else {
         std::io::stdout().write_all(text.as_bytes())?;
         reports.iter().try_for_each(emit)?;
     }
-    if let Some(folder) = &args.out {
-        chart::write(folder, &reports)?;
-    }
     let good = reports.iter().all(|report| report.good);
-    Ok(if good {
+    if !good {
+        bench.scratch.keep();
+    }
+    let code = if good {
         ExitCode::SUCCESS
     } else {
-        bench.scratch.keep();
         ExitCode::FAILURE
-    })
+    };
+    Ok(Ended { reports, code })
 }
 
 impl Bench {
     /// Looks around and makes the folders.
-    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
+    fn new(args: &Args) -> anyhow::Result<Self> {
         let rebuild = if args.no_build {
             Rebuild::Never
         } else {
@@ -302,11 +325,16 @@ pub(crate) fn rows(reports: &[RunReport]) -> Vec<Vec<String>> {
     by_cell(reports).iter().filter_map(row).collect()
 }
 
-fn people(environment: &Environment, disk: &DiskLimits, reports: &[RunReport]) -> String {
+fn people(
+    environment: &Environment,
+    disk: &DiskLimits,
+    reports: &[RunReport],
+    table: &str,
+) -> String {
     let mut lines = vec![String::new(), environment.sentence()];
     lines.extend(disk.sentence());
     lines.push(String::new());
-    lines.push(table::render(&RunReport::HEADS, &rows(reports)));
+    lines.push(table.to_owned());
     lines.extend(reports.iter().flat_map(RunReport::remarks));
     lines.push(String::new());
     lines.join("\n")

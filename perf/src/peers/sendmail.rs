@@ -161,6 +161,13 @@ impl Running for Sendmail {
         }
     }
 
+    fn store_door(&self) -> Option<Door> {
+        match &self.store {
+            Store::Ringpost(ringpost) => Some(Door::Node(ringpost.node())),
+            Store::Spool(_) | Store::Nothing => None,
+        }
+    }
+
     fn cpu(&self) -> anyhow::Result<Duration> {
         let store = match &self.store {
             Store::Ringpost(ringpost) => ringpost.cpu()?,
