@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::programs;
 use crate::table;
 
 /// Goes into every JSON line.
@@ -27,8 +28,8 @@ pub(crate) struct Environment {
     pub(crate) device: String,
     /// Commit of the sources, with `+` behind it if files were changed since.
     pub(crate) commit: String,
-    /// Release or debug, of this program and so of those beside it.
-    pub(crate) profile: &'static str,
+    /// Cargo's profile of this program and so of those beside it: the folder they lie in.
+    pub(crate) profile: String,
     /// Seconds since 1970 at the start.
     pub(crate) time_s: u64,
 }
@@ -48,11 +49,7 @@ impl Environment {
             fs_options: mount.options,
             device: mount.device,
             commit: commit(sources),
-            profile: if cfg!(debug_assertions) {
-                "debug"
-            } else {
-                "release"
-            },
+            profile: profile()?,
             time_s: since.map_or(0, |since| since.as_secs()),
         })
     }
@@ -71,6 +68,15 @@ impl Environment {
             self.profile
         )
     }
+}
+
+/// `dist`, `release` or `debug`.
+fn profile() -> anyhow::Result<String> {
+    let folder = programs::folder()?;
+    let name = folder
+        .file_name()
+        .context("the programs lie in no folder")?;
+    Ok(name.to_string_lossy().into_owned())
 }
 
 /// The value of a `name : value` line.
@@ -179,8 +185,10 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_described() {
-        let here = Environment::look(&std::env::temp_dir(), &crate::programs::workspace()).unwrap();
+        let here = Environment::look(&std::env::temp_dir(), &programs::workspace()).unwrap();
         assert!(here.cores > 0 && here.memory_bytes > 1 << 20);
         assert!(!here.kernel.is_empty() && !here.fs.is_empty());
+        // Tests run in the folder below the profile's.
+        assert!(!["", "deps"].contains(&here.profile.as_str()));
     }
 }
