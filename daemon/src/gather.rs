@@ -54,11 +54,11 @@ impl Returns {
         }
     }
 
-    /// Whether mail of those who were answered may still be on its way: fewer than three quarters of
+    /// Whether mail of those who were answered may still be on its way: fewer than seven eighths of
     /// them have sent some, and the wait is not too long.
     pub fn are_due(&self, taken: u64, now: MonotonicNs) -> bool {
         let back = taken.saturating_sub(self.taken);
-        back.saturating_mul(4) < self.answered.saturating_mul(3)
+        back.saturating_mul(8) < self.answered.saturating_mul(7)
             && now.since(self.at) < self.patience_ns
     }
 }
@@ -82,10 +82,10 @@ mod tests {
         let returns = Returns::NONE
             .sealed(at(1_000))
             .answered(8, 100, at(101_000));
-        assert!(returns.are_due(105, at(101_000)));
+        assert!(returns.are_due(106, at(101_000)));
         assert!(
-            !returns.are_due(106, at(101_000)),
-            "three quarters are enough"
+            !returns.are_due(107, at(101_000)),
+            "seven eighths are enough"
         );
         assert!(returns.are_due(100, at(200_999)));
         assert!(!returns.are_due(100, at(201_000)), "the write took 100 us");
