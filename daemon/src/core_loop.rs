@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringpost_engine::request::{Event, MonotonicNs, Notice, Now, Refused, Request};
 use ringpost_netproto::id::Guid;
 use ringpost_netproto::placement::{HashKey, PartitionCount, UserKey, core_of};
@@ -21,6 +22,7 @@ use slab::Slab;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::bodies::Bodies;
 use crate::clock;
 use crate::config::Config;
 use crate::conn::{self, Connection};
@@ -124,6 +126,7 @@ pub struct Core {
     phase: Cell<Phase>,
     returns: Cell<Returns>,
     ids: RefCell<RandomIds>,
+    bodies: RefCell<Bodies>,
     doors: [Cell<DoorReport>; 2],
     receiving_bytes: Cell<u64>,
     pressure_logged: Cell<MonotonicNs>,
@@ -151,6 +154,7 @@ pub enum Phase {
 impl Core {
     fn new(seat: Seat, host: ShardHost) -> Rc<Self> {
         let large_bytes = seat.config.shard_config().large_bytes;
+        let memory = seat.config.memory_at_start();
         Rc::new(Self {
             index: seat.endpoint.index(),
             cores: seat.cores,
@@ -173,6 +177,7 @@ impl Core {
             phase: Cell::new(Phase::Open),
             returns: Cell::new(Returns::NONE),
             ids: RefCell::new(RandomIds::new(seat.entropy)),
+            bodies: RefCell::new(Bodies::start(memory)),
             doors: [Cell::default(), Cell::default()],
             receiving_bytes: Cell::new(0),
             pressure_logged: Cell::new(MonotonicNs::new(0)),
@@ -207,6 +212,11 @@ impl Core {
     /// An id that no other delivery has.
     pub fn random_guid(&self) -> Guid {
         self.ids.borrow_mut().make()
+    }
+
+    /// A finished body, in memory that is kept for it.
+    pub fn hold_body(&self, body: Bytes) -> Bytes {
+        self.bodies.borrow_mut().hold(body)
     }
 
     /// How far it is on its way out.

@@ -382,7 +382,8 @@ impl Delivery {
             self.core.ask(self.core.index, request, waiter);
         }
         if ended && state.spill.is_unused() && state.input == Input::Ended {
-            let prepared = state.prepared.take().expect("just seen");
+            let mut prepared = state.prepared.take().expect("just seen");
+            prepared.body.stored = self.core.hold_body(prepared.body.stored);
             let summary = prepared.body.summary.clone();
             self.append(state, &Body::Small(Arc::new(prepared.body)), &summary);
         }

@@ -8,6 +8,7 @@
 pub mod accounts;
 pub mod address;
 pub mod admin;
+pub mod bodies;
 pub mod client;
 pub mod clock;
 pub mod config;

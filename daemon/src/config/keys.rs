@@ -234,6 +234,23 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "memory_at_start",
+        default: "auto",
+        doc: "How much of that is taken at the start for messages that wait for a checkpoint, so that \
+              mail does not pay for fresh memory. `auto` is a sixty-fourth of the machine's memory \
+              divided by the cores; never more than their share of `memory_per_core`, two fifths.",
+        reload: Reload::Restart,
+        set: |config, text| {
+            config.memory_at_start = auto(text, parse_size)?;
+            Ok(())
+        },
+        show: |config| {
+            config
+                .memory_at_start
+                .map_or_else(|| "auto".to_owned(), show_size)
+        },
+    },
+    Key {
         name: "log_bytes_per_core",
         default: "2 GiB",
         doc: "Disk space of one core's commit log: what may arrive while a checkpoint runs.",
@@ -400,6 +417,7 @@ pub(super) fn blank() -> Config {
         return_path: false,
         message_bytes_max: 0,
         memory_per_core: None,
+        memory_at_start: None,
         log_bytes_per_core: 0,
         log_bytes_at_start: None,
         checkpoint_interval: std::time::Duration::ZERO,
@@ -456,14 +474,25 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 impl Config {
+    /// A part of the machine's memory for one core, if that can be seen.
+    fn machine_share(&self, part: u64) -> Option<u64> {
+        let cores = self.cores.unwrap_or_else(available_cores);
+        let cores = u64::try_from(cores.max(1)).unwrap_or(u64::MAX);
+        Some(machine_memory()? / part / cores)
+    }
+
+    /// Bytes that a core keeps at hand for bodies from the start.
+    pub fn memory_at_start(&self) -> u64 {
+        let asked = self.memory_at_start;
+        let bytes = asked.or_else(|| self.machine_share(64)).unwrap_or(0);
+        bytes.min(self.shard_config().pending_bytes_max)
+    }
+
     /// The engine's settings for one core (storage.md 4.4).
     pub fn shard_config(&self) -> ShardConfig {
         let memory = self.memory_per_core.unwrap_or_else(|| {
-            let cores = self.cores.unwrap_or_else(available_cores);
-            machine_memory().map_or(1280 << 20, |bytes| {
-                let share = bytes / 2 / u64::try_from(cores.max(1)).unwrap_or(u64::MAX);
-                share.clamp(MEMORY_MIN, 1280 << 20)
-            })
+            self.machine_share(2)
+                .map_or(1280 << 20, |share| share.clamp(MEMORY_MIN, 1280 << 20))
         });
         let log_file_bytes = (self.log_bytes_per_core / 32).clamp(4 << 20, 64 << 20) >> 20 << 20;
         let files = |bytes: u64| u32::try_from(bytes / log_file_bytes).unwrap_or(u32::MAX);

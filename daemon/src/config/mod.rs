@@ -44,6 +44,8 @@ pub struct Config {
     pub message_bytes_max: u64,
     /// The memory of one core's mail; `None` to take it from the machine.
     pub memory_per_core: Option<u64>,
+    /// How much of it a core has at hand for bodies from the start; `None` to take it from the machine.
+    pub memory_at_start: Option<u64>,
     /// Disk space of one core's commit log.
     pub log_bytes_per_core: u64,
     /// How much of it is made before mail is taken; `None`: four files.
