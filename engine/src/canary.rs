@@ -24,6 +24,15 @@ macro_rules! canaries {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$canary,)+];
 
+            /// Whether it shows between two nodes only: `tests/copies` has to find it, not the
+            /// simulator of one node.
+            pub const fn needs_a_copy(self) -> bool {
+                matches!(
+                    self,
+                    Self::CopyNotAwaited | Self::UnconfirmedShown | Self::LeadNotTakenBack
+                )
+            }
+
             /// Lower case with hyphens, for command lines and reports.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -95,6 +104,12 @@ canaries! {
     PartRenamedEarly = "part-renamed-early",
     /// A compaction drops bytes that only the log has, for segments that live on.
     SwapDropsBytes = "swap-drops-bytes",
+    /// Answers go out at this node's flush though a copy is asked.
+    CopyNotAwaited = "copy-not-awaited",
+    /// After a restart readers see what no copy confirmed.
+    UnconfirmedShown = "unconfirmed-shown",
+    /// Uids are given before what the peer has and this node lost is taken back.
+    LeadNotTakenBack = "lead-not-taken-back",
     /// A log buffer is filled again while the kernel still reads it.
     BufferReused = "buffer-reused",
 }

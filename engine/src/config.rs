@@ -51,6 +51,18 @@ pub struct ShardConfig {
     /// A user is compacted when so many bytes of its segments are dead (and 30 % of them), or a
     /// quarter as many of its info file (and 25 % of it).
     pub compact_bytes_min: u64,
+    /// Whether partitions may have a second copy on another node.
+    pub copies: Copies,
+}
+
+/// Whether partitions may have second copies (storage.md 1.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Copies {
+    /// This node alone counts, from the start.
+    One,
+    /// After a restart each partition waits to be told: nothing that a copy did not confirm is
+    /// visible before, and no uid is given.
+    Asked,
 }
 
 /// What is kept of archived log files: the oldest go when either is passed.
@@ -97,6 +109,7 @@ impl Default for ShardConfig {
             scrub_bytes_per_s: 8 << 20,
             scrub_interval_ns: Some(24 * 3_600 * 1_000_000_000),
             compact_bytes_min: 256 << 10,
+            copies: Copies::One,
         }
     }
 }
@@ -126,6 +139,7 @@ impl ShardConfig {
             scrub_bytes_per_s: 4 << 20,
             scrub_interval_ns: None,
             compact_bytes_min: 4 << 10,
+            copies: Copies::One,
         }
     }
 

@@ -102,7 +102,8 @@ impl Window {
     }
 
     /// Adds an entry unless the same one is there already (redo may repeat what the file holds).
-    pub(crate) fn restore(&mut self, entry: DedupeEntry) {
+    /// `durable_at` as in [`Self::insert`]; 0 for one of the file.
+    pub(crate) fn restore(&mut self, entry: DedupeEntry, durable_at: Lsn) {
         let key = Key {
             user: entry.user,
             ordinal: entry.ordinal,
@@ -115,10 +116,20 @@ impl Window {
         });
         let known = known.and_then(|place| self.at(*place));
         if known.is_none_or(|slot| slot.entry.uid != entry.uid) {
-            self.push(Slot {
-                entry,
-                durable_at: Lsn::new(0),
-            });
+            self.push(Slot { entry, durable_at });
+        }
+    }
+
+    /// A delivery became void: its retry is a delivery.
+    pub(crate) fn forget_delivery(&mut self, key: &Key, uid: Uid) {
+        let found = self.places.find(hash_of(&key.guid), |place| {
+            self.at(*place)
+                .is_some_and(|slot| slot.entry.is_for(key) && slot.entry.uid == uid)
+        });
+        let Some(place) = found.copied() else { return };
+        self.forget(hash_of(&key.guid), |other, _| other == place);
+        if let Some(slot) = self.slots.get_mut(place) {
+            *slot = None;
         }
     }
 
@@ -213,7 +224,7 @@ impl Window {
                 if same {
                     self.next = sequence;
                 }
-                self.restore(entry);
+                self.restore(entry, Lsn::new(0));
             }
         }
         if same {
@@ -225,7 +236,8 @@ impl Window {
 }
 
 impl DedupeEntry {
-    fn key(&self) -> Key {
+    /// What asks for it.
+    pub(crate) fn key(&self) -> Key {
         Key {
             user: self.user,
             ordinal: self.ordinal,
@@ -266,7 +278,7 @@ mod tests {
     }
 
     fn durable(lsn: u64) -> DurableTo {
-        Positions::recovered(Lsn::new(0), Lsn::new(lsn)).durable_to()
+        Positions::recovered(Lsn::new(0), Lsn::new(lsn), Lsn::new(lsn)).durable_to()
     }
 
     #[test]
@@ -358,12 +370,15 @@ mod tests {
         let mut window = Window::new(4);
         window.insert(&key(1, 1), Uid::new(1), 1, Lsn::new(0));
         let entry = window.entries().next().expect("one entry");
-        window.restore(entry);
+        window.restore(entry, Lsn::new(0));
         assert_eq!(window.entries().count(), 1);
-        window.restore(DedupeEntry {
-            guid: Guid::new([9; 16]),
-            ..entry
-        });
+        window.restore(
+            DedupeEntry {
+                guid: Guid::new([9; 16]),
+                ..entry
+            },
+            Lsn::new(0),
+        );
         assert_eq!(window.entries().count(), 2);
     }
 }

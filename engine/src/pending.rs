@@ -132,6 +132,12 @@ impl Entry {
         self.slot + u32::try_from(bytes / SLOT).expect("a record is below 4 GiB")
     }
 
+    /// Whether it makes, changes or ends a mailbox.
+    pub(crate) fn changes_mailboxes(&self) -> bool {
+        const KIND_MAILBOX: u8 = 4;
+        matches!(&self.what, What::Runs(runs) if runs.get(4) == Some(&KIND_MAILBOX))
+    }
+
     /// Where the bytes begin that it will write into a segment.
     pub(crate) fn owes(&self, segment: u32) -> Option<u64> {
         match &self.what {

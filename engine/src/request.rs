@@ -4,12 +4,16 @@
 //! of sockets; the daemon maps a [`Refused`] to a protocol's reply in one table.
 
 mod answer;
+mod copies;
 mod flags;
 mod mailbox;
 mod scrub;
 mod uids;
 
 pub use answer::{Compacted, Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
+pub use copies::{
+    Copy, Disowned, Led, PartitionTail, Replicate, Replicated, SealedItem, Shipped, StreamId,
+};
 pub use flags::{FlagOp, Flags, is_keyword};
 pub use mailbox::{
     Changed, ChangesPage, Copied, Horizon, MailboxChange, MailboxChanged, QuotaLimits, Snapshot,
@@ -21,10 +25,12 @@ pub use uids::{UidRange, UidSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
+use ringpost_netproto::id::{
+    Epoch, Guid, MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs,
+};
 use ringpost_netproto::placement::UserKey;
 
-use crate::error::Corrupt;
+use crate::error::{Corrupt, CorruptReason};
 use crate::large::StagedBody;
 use crate::mailbox_name::NameFault;
 use crate::position::DurableTo;
@@ -306,6 +312,31 @@ pub enum Request {
         /// What.
         what: ScrubWhat,
     },
+    /// Records of a partition from its primary, for the copy here. Answered by
+    /// [`Event::Replicated`] when they are on this medium; visible when they are committed.
+    Replicate(Box<Replicate>),
+    /// This node becomes primary of a partition, in an epoch that is above all before: it has taken
+    /// back what the copies have and it lost. The barrier is a record like any other; mail may
+    /// follow at once. [`Event::Led`] when it counts.
+    Lead {
+        /// Which partition.
+        partition: PartitionId,
+        /// Of the register that names this node.
+        epoch: Epoch,
+        /// Which copy it has from here on; not [`Copy::Follows`].
+        copy: Copy,
+        /// The highest pseq that any copy has: refused with [`Refused::Gap`] while this node has
+        /// less.
+        peers_pseq: u64,
+    },
+    /// Cuts off a partition's records above `pseq`, which no primary knows and nobody was promised.
+    /// Only what does not count can go; their deliveries are not held yet. [`Event::Disowned`].
+    Disown {
+        /// Which partition.
+        partition: PartitionId,
+        /// The last record that stays.
+        pseq: u64,
+    },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,
     /// Take no more appends, answer what is open, checkpoint, mark clean. [`Event::Drained`].
@@ -472,6 +503,31 @@ pub enum Refused {
     /// The user's partition belongs to another shard.
     #[error("the user belongs to another core")]
     WrongShard,
+    /// Another node is, or may be, the partition's primary.
+    #[error("another node may be primary: epochs below {promised} are refused")]
+    Fenced {
+        /// Epochs below this one are refused here.
+        promised: Epoch,
+    },
+    /// Records before these are missing here: send from behind `pseq` on. Or these are so old that
+    /// nothing is known of them: a sender with this chain by this number knows that all up to there
+    /// is here.
+    #[error("records are missing behind number {pseq}")]
+    Gap {
+        /// The partition's last record here.
+        pseq: u64,
+        /// The chain after it.
+        chain: u32,
+    },
+    /// This node has other records in their place: common ground is to be found first.
+    #[error("the copies hold different records by number {pseq}")]
+    Diverged {
+        /// A record at or before which they part.
+        pseq: u64,
+    },
+    /// What another node sent is no sequence of records.
+    #[error("records from another node are no records: {0}")]
+    BadRecords(CorruptReason),
     /// The shard stopped after a fatal error, or is draining.
     #[error("the store is stopping")]
     Stopped,

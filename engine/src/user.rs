@@ -55,6 +55,9 @@ pub(crate) struct User {
     recent: bool,
     /// Durable, in the log only, not part of a running checkpoint.
     pub(crate) pending: Vec<Entry>,
+    /// So many of them, the last ones, lie above what waits for another node: no checkpoint may write
+    /// them yet.
+    pub(crate) ahead_count: usize,
     /// Durable, part of the running checkpoint.
     pub(crate) frozen: Vec<Entry>,
     /// The running checkpoint has written `frozen`: read from the files.
@@ -128,6 +131,8 @@ pub(crate) enum Waiter {
     Change(usize),
     /// The scrub.
     Scrub,
+    /// Index of a request of a partition's primary.
+    Replicate(usize),
 }
 
 impl User {
@@ -160,6 +165,13 @@ impl User {
             State::Live(live) => Some(live),
             _ => None,
         }
+    }
+
+    /// Takes out what a checkpoint may write.
+    pub(crate) fn take_settled(&mut self) -> Vec<Entry> {
+        let settled_count = self.pending.len() - self.ahead_count;
+        let ahead = self.pending.split_off(settled_count);
+        std::mem::replace(&mut self.pending, ahead)
     }
 
     /// Everything that is in the log only, oldest first.
@@ -312,6 +324,7 @@ impl Users {
             pins: 0,
             recent: true,
             pending: Vec::new(),
+            ahead_count: 0,
             frozen: Vec::new(),
             frozen_written: false,
             hold: Hold::Free,

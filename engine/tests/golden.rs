@@ -40,6 +40,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("log_file", support::log_file().seal().to_vec()),
         ("frame", support::frame()),
         ("frame_swap", support::frame_swap()),
+        ("frame_partition", support::frame_partition()),
         ("frame_noop", noop),
         ("frame_skip", skip),
         ("info", support::info()),
@@ -258,6 +259,32 @@ fn records_are_what_was_encoded() {
     assert_eq!(only(made), format!("{:?}", support::mailbox()));
     assert_eq!(only(keyword), format!("{:?}", support::keyword()));
     assert_eq!(noop.payload, Payload::Noop);
+}
+
+/// Their places are in the header, and no bit of it is without a meaning.
+#[test]
+fn what_belongs_to_a_partition_as_a_whole() {
+    let bytes = golden("frame_partition");
+    let (_, payload) = open_frame(&bytes).unwrap();
+    let records: Vec<Record<'_>> = Records::new(payload).map(Result::unwrap).collect();
+    let kinds: Vec<_> = records
+        .iter()
+        .map(|record| record.payload.clone())
+        .collect();
+    assert_eq!(kinds, [Payload::Epoch, Payload::Truncate, Payload::Promise]);
+    let places: Vec<_> = records
+        .iter()
+        .map(|Record { head, .. }| (head.epoch.value(), head.pseq, head.chain))
+        .collect();
+    let barrier = chain(0xC0FF_EE01, records[0].bytes);
+    assert_eq!(
+        places,
+        [(0x92, 8, barrier), (0x93, 6, 0xC0FF_EE02), (0x94, 0, 0)]
+    );
+    for record in &records {
+        assert!(record.payload.is_of_no_user() && record.head.user == UserHash::new(0));
+        assert_eq!(record.bytes.len(), 64);
+    }
 }
 
 #[test]

@@ -33,6 +33,9 @@ OWN_FILE = 0x40
 HELD = 0xFFFFFFFF
 BODY, DELIVER, DELIVER_FILE, FLAGS, EXPUNGE, MAILBOX, KEYWORD, USER_CREATE = range(1, 9)
 INFO_SWAP, NOOP = 10, 15
+EPOCH, TRUNCATE, PROMISE = 13, 14, 16
+OF_NO_USER = (BODY, NOOP, EPOCH, TRUNCATE, PROMISE)
+KNOWN_KINDS = (*OF_NO_USER, DELIVER, DELIVER_FILE, FLAGS, EXPUNGE, MAILBOX, KEYWORD, USER_CREATE, INFO_SWAP)
 RUN_MSG, RUN_FLAGS, RUN_EXPUNGE, RUN_MAILBOX, RUN_KEYWORD, RUN_RETIRE = range(1, 7)
 CREATE, RENAME, DELETE, SUBSCRIBE, UNSUBSCRIBE, SNAPSHOT = range(1, 7)
 CACHE_FIELDS = ("from", "to", "subject", "date", "message_id", "in_reply_to")
@@ -416,16 +419,22 @@ class Log:
                 if start not in bodies:
                     raise Damage(file, base + at, "a DELIVER without its BODY")
                 record.body = bodies[start]
-            elif record.kind not in (DELIVER_FILE, FLAGS, EXPUNGE, MAILBOX, KEYWORD, USER_CREATE, INFO_SWAP, NOOP):
-                if not record.kind & 0x80:
-                    raise Damage(file, base + at, f"a record of the unknown type {record.kind}")
-            if record.pseq:
+            elif record.kind not in KNOWN_KINDS and not record.kind & 0x80:
+                raise Damage(file, base + at, f"a record of the unknown type {record.kind}")
+            if record.kind == TRUNCATE:
+                self.truncate(record)
+            elif record.pseq:
                 self.chain(record)
             self.records.append(record)
             at += length
             seen += 1
         if seen != count:
             raise Damage(file, base, f"{seen} records where the frame says {count}")
+
+    def truncate(self, record):
+        """The partition's records above that place count for nothing."""
+        self.chains[record.partition] = (record.pseq, record.chain)
+        self.records = [r for r in self.records if r.partition != record.partition or r.pseq <= record.pseq]
 
     def chain(self, record):
         pseq, chain = self.chains.get(record.partition, (0, 0))
@@ -740,7 +749,7 @@ class Reader:
                 self.user(number, int(match.group(2)))
         for log in self.logs:
             for record in log.records:
-                if record.kind in (BODY, NOOP) or record.kind & 0x80:
+                if record.kind in OF_NO_USER or record.kind & 0x80:
                     continue
                 self.user(record.user_hash, record.ordinal).redo(record)
         for user in self.users.values():

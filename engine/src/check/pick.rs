@@ -62,7 +62,7 @@ impl<'a> Picker<'a> {
         if let Judged::Lost(reason) = &judged {
             self.lose(&record, reason.clone());
         }
-        if !matches!(record.payload, Payload::Body(_) | Payload::Noop) {
+        if !matches!(record.payload, Payload::Body(_)) && !record.payload.is_of_no_user() {
             let body = match &record.payload {
                 Payload::Deliver(deliver) => {
                     self.named.push(deliver.body_at);
@@ -120,7 +120,9 @@ impl<'a> Picker<'a> {
                 let whole = crc::of(body.stored) == head.body_crc;
                 (whole || contiguous).then_some(Judged::Whole)
             }
-            Payload::Noop => contiguous.then_some(Judged::Whole),
+            Payload::Noop | Payload::Epoch | Payload::Truncate | Payload::Promise => {
+                contiguous.then_some(Judged::Whole)
+            }
             _ if walk.owns(head).is_err() || !self.is_of_now(&record.payload) => None,
             Payload::Deliver(deliver) => self.judge_deliver(checker, walk, record, deliver),
             Payload::DeliverFile(file) => {
@@ -158,9 +160,13 @@ impl<'a> Picker<'a> {
                 Ok(_) => true,
                 Err(_) => false,
             }),
-            Payload::Body(_) | Payload::UserCreate(_) | Payload::InfoSwap(_) | Payload::Noop => {
-                true
-            }
+            Payload::Body(_)
+            | Payload::UserCreate(_)
+            | Payload::InfoSwap(_)
+            | Payload::Epoch
+            | Payload::Truncate
+            | Payload::Noop
+            | Payload::Promise => true,
         }
     }
 

@@ -108,7 +108,7 @@ impl Walk<'_> {
                 Err(CorruptReason::Checksum)
             };
         }
-        if matches!(record.payload, Payload::Noop) {
+        if record.payload.is_of_no_user() {
             return Ok(());
         }
         self.owns(head)?;
@@ -150,7 +150,10 @@ impl Walk<'_> {
         payload: &[u8],
         (path, offset, lsn): (&crate::io::RelPath, u64, Lsn),
     ) {
-        if matches!(record.payload, Payload::Body(_) | Payload::Noop) {
+        if matches!(record.payload, Payload::Truncate) {
+            self.redo.void(record.head.partition, record.head.pseq);
+        }
+        if matches!(record.payload, Payload::Body(_)) || record.payload.is_of_no_user() {
             return;
         }
         let body_at = match &record.payload {
@@ -202,7 +205,16 @@ impl Chains {
     /// Pseq without a hole, and the chain.
     pub(super) fn follow(&mut self, record: &Record<'_>) -> Result<(), CorruptReason> {
         let head = &record.head;
-        if head.pseq == 0 {
+        if head.pseq == 0 && !matches!(record.payload, Payload::Truncate) {
+            return Ok(());
+        }
+        if matches!(record.payload, Payload::Truncate) {
+            let last = Last {
+                pseq: head.pseq,
+                chain: head.chain,
+                epoch: None,
+            };
+            self.last.insert(head.partition, last);
             return Ok(());
         }
         let before = self.last.get(&head.partition).copied();

@@ -94,6 +94,15 @@ impl Redo {
         self.mended.insert((path.clone(), offset), bytes.into());
     }
 
+    /// A partition's records above `pseq` so far are void.
+    pub(super) fn void(&mut self, partition: PartitionId, pseq: u64) {
+        let users = self.users.iter_mut();
+        for (_, user) in users.filter(|(id, _)| id.partition == partition) {
+            user.void(pseq);
+        }
+        self.users.retain(|_, user| !user.entries.is_empty());
+    }
+
     /// Bytes of a log file, as they were before damage where that is known.
     pub(crate) fn read(
         &self,
@@ -122,6 +131,8 @@ pub(crate) struct Entry {
     pub(crate) generation: u32,
     /// First slot of its runs; 0 if they are not to be written.
     pub(crate) slot: u32,
+    /// Its number in its partition; 0 of a local record.
+    pseq: u64,
     pub(crate) what: What,
 }
 
@@ -272,7 +283,28 @@ impl UserRedo {
             | Payload::Mailbox(runs)
             | Payload::Keyword(runs) => self.add_runs(runs),
             Payload::InfoSwap(swap) => self.swap(swap),
-            Payload::Body(_) | Payload::Noop => {}
+            Payload::Body(_)
+            | Payload::Epoch
+            | Payload::Truncate
+            | Payload::Noop
+            | Payload::Promise => {}
+        }
+    }
+
+    /// Records above `pseq` count for nothing: they are the last ones, and their slots are given again.
+    fn void(&mut self, pseq: u64) {
+        let first = self.entries.partition_point(|entry| entry.pseq <= pseq);
+        for entry in self.entries.split_off(first) {
+            match &entry.what {
+                What::Create(_) => self.created = None,
+                What::Small(msg) | What::Large(msg) => {
+                    self.validities.remove(&(msg.mailbox, msg.uid));
+                }
+                What::Runs | What::Swap(..) => {}
+            }
+            if entry.slot > 0 {
+                self.runs.split_off(&entry.slot);
+            }
         }
     }
 
@@ -298,7 +330,11 @@ impl UserRedo {
             Payload::Flags(_) | Payload::Expunge(_) | Payload::Mailbox(_) | Payload::Keyword(_) => {
                 What::Runs
             }
-            Payload::Body(_) | Payload::Noop => return,
+            Payload::Body(_)
+            | Payload::Epoch
+            | Payload::Truncate
+            | Payload::Noop
+            | Payload::Promise => return,
         };
         let generation = match &record.payload {
             Payload::InfoSwap(swap) => swap.generation,
@@ -310,6 +346,7 @@ impl UserRedo {
             at,
             generation,
             slot: record.head.slot,
+            pseq: record.head.pseq,
             what,
         });
     }
@@ -322,6 +359,7 @@ impl UserRedo {
             at,
             generation,
             slot: 0,
+            pseq: 0,
             what: What::Small(msg),
         });
     }

@@ -4,14 +4,16 @@
 mod chain;
 mod decode;
 mod encode;
+mod replica;
 mod swap;
 
-pub use chain::chain;
+pub use chain::{chain, make_replica};
 pub use decode::{Body, Deliver, DeliverFile, Payload, Record, Records};
 pub use encode::{
     BodyParts, DeliverParts, Encoder, Placed, Tally, body_len, deliver_file_len, deliver_len,
     name_len, runs_len,
 };
+pub use replica::{Local, heads, localise};
 pub use swap::{InfoSwap, SwapParts, swap_len};
 
 use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, UserHash};
@@ -53,15 +55,21 @@ pub enum RecordType {
     UserCreate,
     /// A user has a new generation of files: the commit point of a compaction.
     InfoSwap,
+    /// A new primary's barrier: its epoch begins.
+    Epoch,
+    /// What follows a place in a partition is void.
+    Truncate,
     /// Nothing.
     Noop,
+    /// Lower epochs of a partition are refused from here on.
+    Promise,
 }
 
 impl RecordType {
     /// Bit 7 of an unknown type: may be skipped.
     const OPTIONAL: u8 = 0x80;
 
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Body,
         Self::Deliver,
         Self::DeliverFile,
@@ -71,7 +79,10 @@ impl RecordType {
         Self::Keyword,
         Self::UserCreate,
         Self::InfoSwap,
+        Self::Epoch,
+        Self::Truncate,
         Self::Noop,
+        Self::Promise,
     ];
 
     /// As it stands on disk.
@@ -86,7 +97,10 @@ impl RecordType {
             Self::Keyword => 7,
             Self::UserCreate => 8,
             Self::InfoSwap => 10,
+            Self::Epoch => 13,
+            Self::Truncate => 14,
             Self::Noop => 15,
+            Self::Promise => 16,
         }
     }
 
@@ -96,7 +110,15 @@ impl RecordType {
 
     /// Whether it has a pseq and a place in the partition's chain: what has not is local to a node.
     pub const fn is_replicated(self) -> bool {
-        !matches!(self, Self::Body | Self::InfoSwap | Self::Noop)
+        !matches!(
+            self,
+            Self::Body | Self::InfoSwap | Self::Truncate | Self::Noop | Self::Promise
+        )
+    }
+
+    /// Whether it belongs to a partition and to none of its users.
+    pub const fn is_of_partition(self) -> bool {
+        matches!(self, Self::Epoch | Self::Truncate | Self::Promise)
     }
 }
 
@@ -217,6 +239,17 @@ impl Head {
             pseq: 0,
             epoch: Epoch::new(0),
             chain: 0,
+        }
+    }
+
+    /// Of a record that belongs to a partition as a whole: EPOCH, TRUNCATE, PROMISE.
+    pub const fn of_partition(partition: PartitionId, epoch: Epoch, pseq: u64, chain: u32) -> Self {
+        Self {
+            partition,
+            pseq,
+            epoch,
+            chain,
+            ..Self::unowned(Group::Ends, 0)
         }
     }
 

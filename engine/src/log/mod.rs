@@ -58,6 +58,12 @@ impl<G> Batch<G> {
         self.lsn.after(FrameHeader::frame_len_of(len))
     }
 
+    /// The records so far.
+    fn records(&self) -> &[u8] {
+        let end = FRAME_HEADER_BYTES + self.tally.payload_len;
+        self.buf.get(FRAME_HEADER_BYTES..end).unwrap_or_default()
+    }
+
     /// Appends records; `fill` gets an encoder that goes on where the last one ended.
     pub(crate) fn encode<T>(&mut self, fill: impl FnOnce(&mut Encoder<'_>) -> T) -> T {
         let payload = self.buf.get_mut(FRAME_HEADER_BYTES..).unwrap_or_default();
@@ -83,6 +89,26 @@ pub(crate) enum Seal {
     Full,
 }
 
+/// Whether records are on all copies of which no frame says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unstated {
+    /// Such records.
+    Records,
+    /// None: always so with one copy.
+    Nothing,
+}
+
+/// A frame with records as it is handed to the kernel.
+pub(crate) struct Sealed<'a, G> {
+    /// Of the log file.
+    pub(crate) salt: u64,
+    /// Where the frame ends.
+    pub(crate) end: Lsn,
+    /// Its records.
+    pub(crate) payload: &'a [u8],
+    pub(crate) groups: &'a [G],
+}
+
 /// What waits to be sealed, in order.
 enum Closed<G> {
     Records(Batch<G>),
@@ -98,6 +124,8 @@ enum Closed<G> {
 struct Flight<G> {
     number: u64,
     end: Lsn,
+    /// Its header says that all below this is durable.
+    durable: Lsn,
     kind: FrameKind,
     done: bool,
     submitted: MonotonicNs,
@@ -118,6 +146,8 @@ pub(crate) struct Log<G> {
     sealed_count: u64,
     /// Some later durable frame says that all below this was flushed.
     vouched: Lsn,
+    /// A frame on the medium says that all below this is durable.
+    stated: Lsn,
     last_noop: MonotonicNs,
     last_flush: MonotonicNs,
     /// `header_crc` of the frame that ends at a position: the seed of a checkpoint there.
@@ -163,10 +193,17 @@ impl<G> Log<G> {
             previous_crc,
             sealed_count: 0,
             vouched: end,
+            stated: Lsn::new(0),
             last_noop: now.monotonic,
             last_flush: now.monotonic,
             ends: VecDeque::from([(end, previous_crc)]),
         }
+    }
+
+    /// Ends of frames that recovery read and that a checkpoint may still end at, in order.
+    pub(crate) fn knows_ends(&mut self, ends: impl Iterator<Item = (Lsn, u32)>) {
+        let last = self.ends.back().copied();
+        self.ends = ends.chain(last).collect();
     }
 
     /// Bytes of records that fit a frame.
@@ -249,14 +286,14 @@ impl<G> Log<G> {
     }
 
     /// Hands the kernel what may go: an empty pipe writes at once, without a timer. With
-    /// [`Seal::Full`] a batch that has room stays open.
+    /// [`Seal::Full`] a batch that has room stays open. `each` looks at every frame with records.
     pub(crate) fn seal<I: Io>(
         &mut self,
         ops: &mut Ops<I>,
-        positions: &mut Positions,
-        metrics: &mut Metrics,
+        (positions, metrics): (&mut Positions, &mut Metrics),
         now: Now,
         which: Seal,
+        mut each: impl FnMut(&Sealed<'_, G>),
     ) {
         self.files.tend(ops, now);
         loop {
@@ -276,6 +313,12 @@ impl<G> Log<G> {
             let Some(Closed::Records(batch)) = self.closed.pop_front() else {
                 return;
             };
+            each(&Sealed {
+                salt: self.files.salt(batch.file),
+                end: batch.end(),
+                payload: batch.records(),
+                groups: &batch.groups,
+            });
             self.submit_records(ops, positions, metrics, now, batch);
         }
     }
@@ -395,6 +438,7 @@ impl<G> Log<G> {
         self.flights.push_back(Flight {
             number,
             end: header.end(),
+            durable: header.durable_lsn,
             kind: header.kind,
             done: canary::on(Canary::AckAtWritten),
             submitted: now.monotonic,
@@ -446,8 +490,9 @@ impl<G> Log<G> {
         Ok(())
     }
 
-    /// The groups of the next frame in order, if it and all before it are on the medium.
-    pub(crate) fn completed(&mut self, positions: &mut Positions) -> Option<Vec<G>> {
+    /// The groups of the next frame in order, if it and all before it are on the medium, and where
+    /// that frame ends.
+    pub(crate) fn completed(&mut self, positions: &mut Positions) -> Option<(Lsn, Vec<G>)> {
         let later = || self.flights.iter().any(|flight| flight.done);
         let early = canary::on(Canary::AckOutOfOrder) && later();
         if !self.flights.front()?.done && !early {
@@ -455,10 +500,11 @@ impl<G> Log<G> {
         }
         let flight = self.flights.pop_front()?;
         positions.flushed(flight.end);
+        self.stated = self.stated.max(flight.durable);
         if flight.kind == FrameKind::Noop {
             self.vouched = flight.end;
         }
-        Some(flight.groups)
+        Some((flight.end, flight.groups))
     }
 
     /// Whether nothing is open, closed or in flight.
@@ -466,9 +512,19 @@ impl<G> Log<G> {
         !self.has_open_records() && self.closed.is_empty() && self.flights.is_empty()
     }
 
-    /// When an idle log wants to vouch for its last frame (storage.md 6.2).
-    pub(crate) fn noop_due(&self, positions: &Positions) -> Option<MonotonicNs> {
-        let doubtful = positions.flushed_to().lsn() > self.vouched;
+    /// Up to here a restart finds it said that all is durable.
+    pub(crate) fn stated(&self) -> Lsn {
+        self.stated
+    }
+
+    /// When an idle log wants to vouch for its last frame (storage.md 6.2), or, where records wait for
+    /// copies, to state that they have come.
+    pub(crate) fn noop_due(
+        &self,
+        positions: &Positions,
+        unstated: Unstated,
+    ) -> Option<MonotonicNs> {
+        let doubtful = positions.flushed_to().lsn() > self.vouched || unstated == Unstated::Records;
         (doubtful && self.is_quiet()).then(|| {
             self.last_flush
                 .after(NOOP_AFTER_NS)
@@ -482,15 +538,18 @@ impl<G> Log<G> {
         ops: &mut Ops<I>,
         positions: &mut Positions,
         metrics: &mut Metrics,
-        now: Now,
+        (now, unstated): (Now, Unstated),
     ) {
         if self
-            .noop_due(positions)
+            .noop_due(positions, unstated)
             .is_none_or(|due| due > now.monotonic)
         {
             return;
         }
         self.last_noop = now.monotonic;
+        if unstated == Unstated::Records {
+            self.make_room_to_state();
+        }
         let end = self.next.after(BLOCK_BYTES);
         if self.open.is_some() || end > self.files.active_end() {
             self.vouched = positions.flushed_to().lsn();
@@ -501,6 +560,21 @@ impl<G> Log<G> {
         let place = (self.next, self.files.active(), BLOCK_BYTES);
         self.submit_empty(ops, positions, now, FrameKind::Noop, place);
         self.next = end;
+    }
+
+    /// What records wait for is written in any case: in place of an empty batch, in the next file.
+    fn make_room_to_state(&mut self) {
+        if let Some(batch) = self.open.take() {
+            if batch.payload_len() == 0 && batch.groups.is_empty() {
+                self.next = batch.lsn();
+                self.bufs.push(batch.buf);
+            } else {
+                self.open = Some(batch);
+            }
+        }
+        if self.open.is_none() && self.next >= self.files.active_end() && self.files.is_armed() {
+            self.next = self.files.switch();
+        }
     }
 
     /// `header_crc` of the frame that ends at `at`, the seed of a checkpoint there.

@@ -83,6 +83,7 @@ pub(super) struct Later<'a> {
 
 /// A record of the user.
 struct Noted {
+    pseq: u64,
     modseq: u64,
     what: What,
 }
@@ -269,11 +270,21 @@ impl Notes {
         for record in Records::new(payload).reserved(reserved) {
             let record = record?;
             let head = &record.head;
+            if matches!(record.payload, Payload::Truncate) && head.partition == key.partition() {
+                self.void(head.pseq);
+            }
             if (head.partition, head.user) == (key.partition(), key.hash()) {
                 self.record(at, payload, &record)?;
             }
         }
         Ok(())
+    }
+
+    /// The partition's records above `pseq` so far count for nothing.
+    fn void(&mut self, pseq: u64) {
+        for records in self.records.values_mut() {
+            records.retain(|noted| noted.pseq <= pseq);
+        }
     }
 
     fn record(
@@ -307,11 +318,17 @@ impl Notes {
             Payload::Flags(_) | Payload::Expunge(_) | Payload::Mailbox(_) | Payload::Keyword(_) => {
                 What::Runs(Bytes::copy_from_slice(record.bytes))
             }
-            Payload::Body(_) | Payload::InfoSwap(_) | Payload::Noop => return Ok(()),
+            Payload::Body(_)
+            | Payload::InfoSwap(_)
+            | Payload::Epoch
+            | Payload::Truncate
+            | Payload::Noop
+            | Payload::Promise => return Ok(()),
         };
         let modseq = head.modseq.value();
         let records = self.records.entry(head.ordinal).or_default();
-        records.push(Noted { modseq, what });
+        let pseq = head.pseq;
+        records.push(Noted { pseq, modseq, what });
         Ok(())
     }
 }

@@ -201,7 +201,7 @@ impl Log<'_> {
                 if state.history.len() >= HISTORY_MAX {
                     state.history.remove(0);
                 }
-                state.promised = epoch;
+                state.promised = state.promised.max(epoch);
                 state.history.push(EpochStart {
                     epoch,
                     end: EpochEnd::Clean,

@@ -7,8 +7,8 @@ use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
 
 use super::BusyReason;
 use super::{
-    Changed, ChangesPage, Copied, Damage, MailboxChanged, Outcome, Refused, Scrubbed, Snapshot,
-    StageId, Subscribed, Ticket,
+    Changed, ChangesPage, Copied, Damage, Disowned, Led, MailboxChanged, Outcome, Refused,
+    Replicated, Scrubbed, SealedItem, Snapshot, StageId, Subscribed, Ticket,
 };
 use crate::error::{Corrupt, Fatal};
 use crate::format::info::SpecialUse;
@@ -165,6 +165,43 @@ pub enum Event {
         ticket: Ticket,
         /// [`Refused::Stopped`] after a fatal error: the next start recovers.
         result: Result<(), Refused>,
+    },
+    /// A frame with records of partitions that have a stream went to the medium: they go to the
+    /// copies while it is written.
+    Sealed {
+        /// Of the log file; with `upto` it names the frame.
+        salt: u64,
+        /// What [`crate::Shard::copied`] is told when a peer has these and all before.
+        upto: Lsn,
+        /// One for each partition.
+        items: Vec<SealedItem>,
+    },
+    /// Records that no copy confirmed yet, for the stream that their partition just got. Confirmed
+    /// by [`crate::Shard::copied_to`].
+    ShippedAgain {
+        /// What was one frame.
+        item: SealedItem,
+    },
+    /// A copy has records, or does not take them.
+    Replicated {
+        /// Of the request.
+        ticket: Ticket,
+        /// On this medium, or why not.
+        result: Result<Replicated, Refused>,
+    },
+    /// This node leads a partition.
+    Led {
+        /// Of the request.
+        ticket: Ticket,
+        /// The barrier, or why not.
+        result: Result<Led, Refused>,
+    },
+    /// Records are cut off.
+    Disowned {
+        /// Of the request.
+        ticket: Ticket,
+        /// What was, or why nothing.
+        result: Result<Disowned, Refused>,
     },
     /// Something an operator should read in the log; the shard goes on.
     Notice(Notice),

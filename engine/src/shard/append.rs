@@ -8,9 +8,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
+use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
 use smallvec::SmallVec;
 
+use super::copies::Records;
 use super::load::Wants;
 use super::room::keywords_need;
 use super::{Phase, Shard};
@@ -87,6 +88,9 @@ pub(super) enum PartOf {
     Append(usize, SmallVec<[Decided; 1]>),
     /// Index of a change.
     Change(usize, SmallVec<[Entry; 1]>),
+    /// Records that came from another node, that a restart found unconfirmed, or of which nobody
+    /// waits to hear any more; see `copies`.
+    Records(Records),
 }
 
 /// A record's place in its partition.
@@ -94,7 +98,10 @@ pub(super) enum PartOf {
 pub(super) struct Mark {
     pub(super) partition: PartitionId,
     pub(super) pseq: u64,
+    /// After it.
     pub(super) chain: u32,
+    pub(super) chain_before: u32,
+    pub(super) epoch: Epoch,
 }
 
 /// What one recipient gets when the frame is durable.
@@ -140,6 +147,9 @@ impl<I: Io> Shard<I> {
             .any(|recipient| !self.identity.owns(&recipient.user))
         {
             return Err(Refused::WrongShard);
+        }
+        for recipient in &group.recipients {
+            self.takes_changes(recipient.user.partition())?;
         }
         if group.body.summary().received_len > self.config.message_bytes_max {
             return Err(Refused::TooLarge);
@@ -386,11 +396,11 @@ impl<I: Io> Shard<I> {
                 marks: SmallVec::new(),
                 dedupe_next: self.window.next(),
             };
-            self.log
-                .attach_last(part)
-                .map_err(|_part| ())
-                .expect("its first copy is in flight");
             self.appends.get_mut(index)?.parts += 1;
+            if let Err(part) = self.log.attach_last(part) {
+                // Its first copy is on this medium and waits for another.
+                self.hold_part(now, None, part);
+            }
         }
         (!chunk.is_empty()).then_some(chunk)
     }
@@ -401,7 +411,10 @@ impl<I: Io> Shard<I> {
         let user_index = *append.users.get(place).expect("as many as recipients");
         let user = self.users.get(user_index);
         let tail = match &user.state {
-            State::Live(live) => &live.tail,
+            State::Live(live) => match self.takes_changes(user.partition) {
+                Ok(()) => &live.tail,
+                Err(fenced) => return Decision::Now(Outcome::Refused(fenced)),
+            },
             State::Repairing(corrupt) => {
                 return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::clone(corrupt))));
             }
@@ -435,20 +448,17 @@ impl<I: Io> Shard<I> {
         };
         let uidvalidity = uidvalidity(tail, recipient.mailbox);
         let key = self.dedupe_key(user_index, recipient, group.body.summary());
-        match window.find(&key, self.positions.durable_to(), seconds(now.wall)) {
-            Seen::Durable(uid) => Decision::Now(Outcome::Duplicate {
+        let shown = self.shown_to(user.partition);
+        let duplicate = |uid| {
+            Decision::Now(Outcome::Duplicate {
                 uid,
                 uidvalidity,
-                durable: self.positions.durable_to(),
-            }),
-            Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => {
-                let durable = self.positions.durable_to();
-                Decision::Now(Outcome::Duplicate {
-                    uid,
-                    uidvalidity,
-                    durable,
-                })
-            }
+                durable: shown,
+            })
+        };
+        match window.find(&key, shown, seconds(now.wall)) {
+            Seen::Durable(uid) => duplicate(uid),
+            Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => duplicate(uid),
             Seen::InFlight(uid) => Decision::WithFirst(uid),
             Seen::OtherContent | Seen::No => {
                 let same = |earlier: &&usize| {

@@ -29,6 +29,7 @@ use crate::index::Index;
 use crate::io::Io;
 use crate::limits::{APPEND_AGE_MAX_NS, UID_RANGES_MAX};
 use crate::pending::Entry;
+use crate::position::DurableTo;
 use crate::request::{
     BusyReason, Changed, Copied, Event, MailboxChange, MailboxChanged, MonotonicNs, Notice, Now,
     Refused, Ticket,
@@ -87,6 +88,7 @@ impl<I: Io> Shard<I> {
         if !self.identity.owns(&key) {
             return Err(Refused::WrongShard);
         }
+        self.takes_changes(key.partition())?;
         if wish.ranges() > UID_RANGES_MAX {
             return Err(Refused::TooLarge);
         }
@@ -179,8 +181,21 @@ impl<I: Io> Shard<I> {
             // A compaction lets go of it in a moment.
             return Placed::Held;
         }
+        let partition = user.map(|user| self.users.get(user).partition);
+        if let Some(Err(fenced)) = partition.map(|partition| self.takes_changes(partition)) {
+            if self.changes.get(change).is_some_and(|open| open.parts > 0) {
+                return Placed::Held;
+            }
+            self.turns.retain(|other| *other != change);
+            self.refuse_change(change, fenced);
+            return Placed::All;
+        }
         if let Some(reason) = self.change_pressure(change) {
             return self.wait_for_room(now, change, (Placed::Held, reason));
+        }
+        if user.is_some_and(|user| self.awaits_copies(user)) {
+            // An earlier primary may have answered what is held: it comes first.
+            return self.wait_for_room(now, change, (Placed::Held, BusyReason::SlowDisk));
         }
         let open = self.changes.get_mut(change).expect("just looked up");
         if matches!(open.plan, Plan::None) {
@@ -204,7 +219,11 @@ impl<I: Io> Shard<I> {
         };
         self.changes.get_mut(change).expect("an open change").plan = plan;
         match placed {
-            Placed::All => self.finish_change(change),
+            Placed::All => {
+                let user = self.changes.get(change).expect("an open change").user;
+                let shown = self.shown_to(self.users.get(user).partition);
+                self.finish_change(change, shown);
+            }
             Placed::Held | Placed::NoRoom => {
                 return self.wait_for_room(now, change, (placed, BusyReason::SlowDisk));
             }
@@ -322,8 +341,39 @@ impl<I: Io> Shard<I> {
         batch.attach(part, 0);
     }
 
+    /// A part of a change gets no answer of its own any more: its user.
+    pub(super) fn part_of_change_ends(
+        &mut self,
+        change: usize,
+        entries: &SmallVec<[Entry; 1]>,
+    ) -> Option<usize> {
+        let open = self.changes.get_mut(change)?;
+        open.parts -= 1;
+        let user = open.user;
+        if let Wish::Copy {
+            moves: Moves::Yes, ..
+        } = &open.wish
+            && let Some(live) = self.users.get_mut(user).live_mut()
+        {
+            live.tail.moving = live.tail.moving.minus(copy::usage_of(entries));
+        }
+        Some(user)
+    }
+
+    /// Refuses a change none of whose frames is awaited.
+    pub(super) fn refuse_change_if_idle(&mut self, change: usize, why: Refused) {
+        if self.changes.get(change).is_some_and(|open| open.parts == 0) {
+            self.refuse_change(change, why);
+        }
+    }
+
     /// A frame with a part of a change is durable.
-    pub(super) fn publish_change(&mut self, change: usize, entries: SmallVec<[Entry; 1]>) {
+    pub(super) fn publish_change(
+        &mut self,
+        change: usize,
+        entries: SmallVec<[Entry; 1]>,
+        durable: DurableTo,
+    ) {
         let Some(open) = self.changes.get_mut(change) else {
             return;
         };
@@ -339,18 +389,17 @@ impl<I: Io> Shard<I> {
         if let Some(live) = self.users.get_mut(user).live_mut() {
             live.tail.moving = live.tail.moving.minus(arrived);
         }
-        self.finish_change(change);
+        self.finish_change(change, durable);
     }
 
     /// Answers a change all of which is durable.
-    fn finish_change(&mut self, change: usize) {
+    fn finish_change(&mut self, change: usize, durable: DurableTo) {
         let Some(open) = self.changes.get_mut(change) else {
             return;
         };
         if open.parts > 0 || !open.plan.is_done() {
             return;
         }
-        let durable = self.positions.durable_to();
         let plan = std::mem::replace(&mut open.plan, Plan::None);
         let (ticket, user) = (open.ticket, open.user);
         let is_store = matches!(open.wish, Wish::Store { .. });
@@ -441,6 +490,7 @@ impl<I: Io> Shard<I> {
             || !self.changes.is_empty()
             || !self.compactor.is_idle()
             || (draining && !self.scrubber.is_idle())
+            || self.copies.are_open()
     }
 }
 

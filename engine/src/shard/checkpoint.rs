@@ -20,7 +20,7 @@ use crate::format::superblock::{SUPERBLOCK_BYTES, Shutdown};
 use crate::index::DeadFile;
 use crate::io::{AlignedBuf, Done, Failed, Io, Op, Piece, RelPath, Step, Work, WorkSync};
 use crate::ops::{Purpose, unreachable_done};
-use crate::pending::What;
+use crate::pending::{Entry, What};
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Refused, Ticket};
 use crate::user::Hold;
@@ -48,6 +48,8 @@ pub(super) struct Checkpoint {
     state: State,
     /// Tickets for the next checkpoint to begin.
     asked: Vec<Ticket>,
+    /// What was durable when the last of them asked.
+    asked_upto: Lsn,
     /// A compaction waits for one.
     wanted: Wanted,
     /// Tickets of the running one.
@@ -119,6 +121,7 @@ impl Checkpoint {
         Self {
             state: State::Idle,
             asked: Vec::new(),
+            asked_upto: Lsn::new(0),
             wanted: Wanted::No,
             running: Vec::new(),
             begun: now,
@@ -135,9 +138,10 @@ impl Checkpoint {
         }
     }
 
-    /// Asks for a checkpoint that begins from now on.
-    pub(super) fn ask(&mut self, ticket: Ticket) {
+    /// Asks for a checkpoint that begins from now on and holds all up to a position.
+    pub(super) fn ask(&mut self, ticket: Ticket, upto: Lsn) {
         self.asked.push(ticket);
+        self.asked_upto = self.asked_upto.max(upto);
     }
 
     /// Asks for one without a ticket, if anything is to be written.
@@ -251,10 +255,10 @@ impl<I: Io> Shard<I> {
         if matches!(self.phase, Phase::Draining(_)) && !self.has_work() {
             return self.log.is_quiet() && !self.is_clean();
         }
-        if !self.checkpoint.asked.is_empty() || self.backups.wants_checkpoint() {
+        if self.answers_asked() || self.backups.wants_checkpoint() {
             return true;
         }
-        if self.dirty.is_empty() {
+        if self.dirty.is_empty() || self.holds_all() {
             return false;
         }
         let files = self.log.files();
@@ -273,6 +277,18 @@ impl<I: Io> Shard<I> {
             || now.monotonic >= due
             || self.bodies.bytes() >= self.config.pending_bytes_max * 60 / 100
             || self.pending_records >= (self.config.pending_records_max / 2).max(1)
+    }
+
+    /// Whether a checkpoint that begins now holds all that those who asked for one mean.
+    fn answers_asked(&self) -> bool {
+        let asked = &self.checkpoint;
+        !asked.asked.is_empty() && self.settled_to() >= asked.asked_upto
+    }
+
+    /// Whether what is dirty waits for copies: the next checkpoint would be the last one again.
+    fn holds_all(&self) -> bool {
+        let waits = !self.copies.are_none();
+        waits && self.settled_to() <= self.positions.checkpointed_to().lsn()
     }
 
     /// Whether users are being read whose mailboxes recovery found changed: their `folders` cannot
@@ -326,18 +342,28 @@ impl<I: Io> Shard<I> {
         let upto = if canary::on(Canary::CheckpointBeyondDurable) {
             self.positions.written_to().lsn()
         } else {
-            self.positions.durable_to().lsn()
+            self.settled_to()
         };
         let mut users = std::mem::take(&mut self.dirty);
         let mut records = 0;
-        for index in &users {
+        users.retain(|index| {
             let user = self.users.get_mut(*index);
             assert!(user.frozen.is_empty(), "one checkpoint at a time");
-            user.frozen = std::mem::take(&mut user.pending);
+            user.frozen = user.take_settled();
+            if !user.pending.is_empty() {
+                self.dirty.push(*index);
+            }
+            if user.frozen.is_empty() && !user.pending.is_empty() {
+                return false;
+            }
             user.frozen_written = false;
             user.frozen_folders = std::mem::take(&mut user.folders);
+            if user.pending.iter().any(Entry::changes_mailboxes) {
+                user.folders = Lag::Yes;
+            }
             records += u64::try_from(user.frozen.len()).expect("an index has at most 64 bits");
-        }
+            true
+        });
         let place = |index: &usize| {
             let user = self.users.get(*index);
             (user.partition, user.hash, user.ordinal)
@@ -362,8 +388,10 @@ impl<I: Io> Shard<I> {
         self.checkpoint.users_count = users.len();
         self.checkpoint.users_written = 0;
         self.checkpoint.users.clone_from(&users);
-        self.checkpoint.partitions = self.partitions_durable.states();
-        self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
+        self.checkpoint.partitions = self.settled_partitions().states();
+        if self.answers_asked() {
+            self.checkpoint.running = std::mem::take(&mut self.checkpoint.asked);
+        }
         self.checkpoint.wanted = Wanted::No;
         self.checkpoint.state = State::Writing(Writing {
             frozen,

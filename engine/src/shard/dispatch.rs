@@ -55,13 +55,24 @@ impl<I: Io> Shard<I> {
                 let fetch = Fetch::new((mailbox, uid), None, stored_offset, bytes_max);
                 self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
             }
+            Request::Replicate(records) => self.submit_replicate(now, ticket, *records)?,
+            Request::Lead {
+                partition,
+                epoch,
+                copy,
+                peers_pseq,
+            } => self.submit_lead(ticket, partition, (epoch, copy, peers_pseq))?,
+            Request::Disown { partition, pseq } => self.submit_cut(ticket, partition, pseq)?,
             Request::Compact { user } => self.submit_compact(ticket, &user)?,
             Request::BackupBegin { id, lease_ns } => {
                 self.backup_begin(now, ticket, id, lease_ns)?;
             }
             Request::BackupEnd { id } => self.backup_end(ticket, id)?,
             Request::Scrub { what } => self.submit_scrub(ticket, what)?,
-            Request::Checkpoint => self.checkpoint.ask(ticket),
+            Request::Checkpoint => {
+                let durable = self.positions.durable_to().lsn();
+                self.checkpoint.ask(ticket, durable);
+            }
             Request::Drain => {
                 self.give_backup_up("the node stops");
                 self.phase = Phase::Draining(ticket);

@@ -148,7 +148,7 @@ impl<I: Io> Shard<I> {
         name: &[u8],
         entries: &mut SmallVec<[Entry; 1]>,
     ) {
-        let epoch = self.epoch;
+        let epoch = self.epoch_of(self.users.get(index).partition);
         let user = self.users.get_mut(index);
         let seed = user.seed(1);
         let Some(live) = user.live_mut() else { return };
@@ -214,7 +214,7 @@ impl<I: Io> Shard<I> {
         if words.is_empty() {
             return 0;
         }
-        let epoch = self.epoch;
+        let epoch = self.epoch_of(self.users.get(index).partition);
         let lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let user = self.users.get_mut(index);
         let (hash, live) = (user.hash, user.live_mut().expect("decided: it is there"));
@@ -311,7 +311,7 @@ impl<I: Io> Shard<I> {
             slot,
             body_crc: 0,
             pseq,
-            epoch: self.epoch,
+            epoch: self.epoch_of(user.partition),
             chain,
         }
     }
@@ -330,6 +330,8 @@ impl<I: Io> Shard<I> {
             partition,
             pseq,
             chain,
+            chain_before: head.chain,
+            epoch: head.epoch,
         });
         self.pending_records += 1;
     }
@@ -462,7 +464,7 @@ impl<I: Io> Shard<I> {
 
     /// Takes the next uid, modseq and slots of a recipient.
     fn reserve(&mut self, one: &One<'_>, cache: &Bytes, summary: &Summary) -> Reserved {
-        let epoch = self.epoch;
+        let epoch = self.epoch_of(self.users.get(one.user).partition);
         let live = self.users.get_mut(one.user).live_mut();
         let tail = &mut live.expect("decided: store").tail;
         let modseq = next_modseq(tail, epoch);

@@ -197,10 +197,12 @@ impl<I: Io> Shard<I> {
                     part_files.extend(dir.entry(name));
                 }
             } else if let Some(segment) = name.strip_suffix(".part").and_then(hex) {
-                let has_record = user.unwritten().any(|entry| match &entry.what {
+                let names = |entry: &Entry| match &entry.what {
                     What::Large(mail) => mail.segment == segment,
                     _ => false,
-                });
+                };
+                let mut held = self.copies.held_of(user.partition, index);
+                let has_record = user.unwritten().any(names) || held.any(names);
                 if made(segment) {
                     listing.segments.push((segment, *bytes));
                 } else if !has_record {
@@ -335,17 +337,24 @@ impl<I: Io> Shard<I> {
                 }
                 let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_) | Waiter::Scrub);
                 let reader = user.waiting.iter().any(waits);
+                let held = self.copies.holds(user.partition, index);
                 let Folded {
-                    tail,
+                    mut tail,
                     index: all,
                     retired,
                     ..
                 } = folded;
                 let fresh = user.live().is_none();
+                let seed = user.seed(tail.generation);
+                if held {
+                    for entry in self.copies.held_of(user.partition, index) {
+                        tail.reserve_entry(entry, seed);
+                    }
+                }
                 match &mut user.state {
                     State::Live(live) => live.index = Some(all),
                     state => {
-                        let index = reader.then_some(all);
+                        let index = (reader || held).then_some(all);
                         *state = State::Live(Box::new(Live { tail, index }));
                     }
                 }
@@ -490,6 +499,8 @@ impl<I: Io> Shard<I> {
                     Waiter::Change(change) => {
                         self.refuse_change(change, Refused::Repairing(Arc::clone(&corrupt)));
                     }
+                    // It looks for itself.
+                    Waiter::Replicate(request) => self.replicate_user_loaded(request),
                 }
             }
         }
@@ -509,12 +520,15 @@ impl<I: Io> Shard<I> {
                 Waiter::Change(change) => self.change_wants(change, name.as_deref()),
                 Waiter::Compact(asked) => self.compaction_wants(asked, name.as_deref()),
                 Waiter::Scrub => self.scrub_wants(name.as_deref()),
+                // By hash and ordinal, which are what they are.
+                Waiter::Replicate(_) => Wants::This,
             };
             match (waiter, wants) {
                 (Waiter::Append(append), Wants::This) => self.append_user_loaded(append),
                 (Waiter::Append(append), Wants::Other) => self.append_moves(append, index),
                 (Waiter::Read(read), Wants::This) => self.run_read(read),
                 (Waiter::Read(read), Wants::Other) => self.read_moves(read),
+                (Waiter::Replicate(request), _) => self.replicate_user_loaded(request),
                 (Waiter::Change(change), Wants::This) => self.change_user_loaded(change),
                 (Waiter::Change(change), Wants::Other) => self.change_moves(change),
                 (Waiter::Compact(asked), Wants::This) => self.compaction_user_loaded(asked),

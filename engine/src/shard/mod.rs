@@ -12,6 +12,7 @@ mod backup;
 mod change;
 mod checkpoint;
 mod compact;
+mod copies;
 mod dispatch;
 mod encode;
 mod feed;
@@ -61,6 +62,7 @@ use backup::Backups;
 use change::Change;
 use checkpoint::Checkpoint;
 use compact::Compactor;
+use copies::{Copies, Wrapped};
 use feed::Watch;
 use large::LargeStep;
 use load::Loading;
@@ -161,6 +163,7 @@ pub struct Shard<I: Io> {
     partitions: Partitions,
     /// As of the last durable record: what a checkpoint writes.
     partitions_durable: Partitions,
+    copies: Copies,
     /// Places of the records encoded since the last part was attached.
     marks: SmallVec<[Mark; 1]>,
     /// Delivery ids below this sequence belong to durable records.
@@ -298,8 +301,8 @@ impl<I: Io> Shard<I> {
                 self.tend_compaction(now);
                 self.place_changes(now);
                 self.place_ready(now);
-                let (ops, positions) = (&mut self.ops, &mut self.positions);
-                self.log.seal(ops, positions, &mut self.metrics, now, seal);
+                self.tend_copies(now);
+                self.seal(now, seal);
                 self.tend(now);
                 self.tend_scrub(now);
             }
@@ -310,13 +313,27 @@ impl<I: Io> Shard<I> {
         out.append(&mut self.events);
     }
 
+    /// Hands the kernel what may go, and the copies what is in it.
+    fn seal(&mut self, now: Now, seal: Seal) {
+        let ships = self.copies.are_shipped();
+        let mut sealed: SmallVec<[Wrapped; 1]> = SmallVec::new();
+        let places = (&mut self.positions, &mut self.metrics);
+        self.log.seal(&mut self.ops, places, now, seal, |frame| {
+            if ships {
+                sealed.push(Wrapped::new(frame));
+            }
+        });
+        self.ship(sealed);
+    }
+
     /// When `poll` must be called although nothing completes.
     pub fn next_deadline(&self) -> Option<MonotonicNs> {
         if matches!(self.phase, Phase::Stopped | Phase::Clean) {
             return None;
         }
-        let unsent = self.ops.has_fresh().then_some(MonotonicNs::new(0));
-        let noop = self.log.noop_due(&self.positions);
+        let unsent = self.ops.has_fresh() || !self.events.is_empty();
+        let unsent = unsent.then_some(MonotonicNs::new(0));
+        let noop = self.log.noop_due(&self.positions, self.copies.unstated());
         let waiting = self
             .ready
             .front()
@@ -337,6 +354,7 @@ impl<I: Io> Shard<I> {
             noop,
             refusal,
             self.changes_due(),
+            self.copies_due(),
             checkpoint,
             space,
             self.compaction_due(),
@@ -423,8 +441,9 @@ impl<I: Io> Shard<I> {
         self.bodies.shrink(self.config.pending_bytes_max);
         self.tend_checkpoint(now);
         self.tend_backup(now);
+        let when = (now, self.copies.unstated());
         self.log
-            .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, now);
+            .vouch(&mut self.ops, &mut self.positions, &mut self.metrics, when);
         let look = self.space.looking == Looking::No
             && now.monotonic >= self.space.looked_at.after(SPACE_INTERVAL_NS)
             && (!self.dirty.is_empty()
@@ -538,6 +557,7 @@ impl<I: Io> Shard<I> {
             let result = Err(Refused::Stopped);
             self.answer(Event::Drained { ticket, result });
         }
+        self.refuse_copies();
         self.metrics.tickets = self.tickets_open;
         self.events.push(Event::Fatal(fatal));
     }

@@ -4,7 +4,9 @@
 //! its user. Nothing on disk changes but one armed log file and the superblock's boot counter, so
 //! a crash in it repeats it with the same result. No index is read.
 
-use std::collections::BTreeMap;
+mod unproven;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use super::append::seconds;
 use super::backup::Backups;
 use super::checkpoint::{Checkpoint, NewFile, sealed};
 use super::compact::Compactor;
+use super::copies::{Copies, Gate, replicas};
 use super::partitions::Partitions;
 use super::purse::Purse;
 use super::scrub::Scrubber;
@@ -25,7 +28,7 @@ use super::stage::Stages;
 use super::{Looking, Phase, Shard, ShardIdentity, Space};
 use crate::canary::{self, Canary};
 use crate::commit::Positions;
-use crate::config::ShardConfig;
+use crate::config::{self, ShardConfig};
 use crate::dedupe::Window;
 use crate::error::{Corrupt, CorruptReason, IoError, OpenError};
 use crate::format::Reserved;
@@ -46,6 +49,7 @@ use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, Wha
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
 use crate::user::{Lag, Users};
+use unproven::Unproven;
 
 impl<I: Io> Shard<I> {
     /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
@@ -72,6 +76,8 @@ impl<I: Io> Shard<I> {
         clear_stage(&mut ops, &identity)?;
         let (super_file, super_copy, mut superblock) = open_super(&mut ops, &identity)?;
         let mut redo = Redo::new(&identity, &config);
+        redo.ends
+            .push_back((superblock.checkpoint_lsn, superblock.previous_crc));
         redo.read_tables(&mut ops, &identity, &superblock)?;
         let recovery = recover(
             &mut ops,
@@ -126,7 +132,11 @@ impl<I: Io> Shard<I> {
         if let Some(torn) = recovery.torn_at {
             redo.notices.push(Notice::TornTail(Arc::new(torn)));
         }
-        let log = Log::new(
+        let confirmed = redo.confirmed(&config, recovery.end);
+        let mut copies = Copies::new(gate_unsaid(&config), recovery.end);
+        let partitions = redo.partitions.clone();
+        redo.withdraw(confirmed, recovery.end, &mut copies);
+        let mut log = Log::new(
             &mut ops,
             &config,
             files,
@@ -134,6 +144,7 @@ impl<I: Io> Shard<I> {
             recovery.previous_crc,
             now,
         );
+        log.knows_ends(redo.ends.iter().copied());
         let metrics = Metrics {
             recovered_bytes: recovery.bytes,
             recovered_records: redo.records,
@@ -145,29 +156,26 @@ impl<I: Io> Shard<I> {
         let mut shard = Self {
             ops,
             identity,
-            epoch: Epoch::new(
-                superblock
-                    .boots
-                    .max(redo.partitions.promised_max().value() + 1),
-            ),
+            epoch: Epoch::new(superblock.boots.max(partitions.promised_max().value() + 1)),
             users: redo.users,
             log,
-            positions: Positions::recovered(superblock.checkpoint_lsn, recovery.end),
-            dedupe_durable: redo.window.next(),
+            positions: Positions::recovered(superblock.checkpoint_lsn, confirmed, recovery.end),
+            copies,
+            dedupe_durable: redo.dedupe_durable,
             window: redo.window,
             recent: Window::new(crate::limits::RECENT_ENTRIES),
             bodies: redo.bodies,
             pending_records: redo.records,
             dirty: redo.dirty,
-            partitions: redo.partitions.clone(),
+            partitions,
             partitions_durable: redo.partitions,
             marks: SmallVec::new(),
             appends: Slab::new(),
-            ready: std::collections::VecDeque::new(),
+            ready: VecDeque::new(),
             larges: Slab::new(),
             stages: Stages::default(),
             changes: Slab::new(),
-            turns: std::collections::VecDeque::new(),
+            turns: VecDeque::new(),
             reads: Slab::new(),
             snapshots: Snapshots::default(),
             watches: BTreeMap::new(),
@@ -456,6 +464,16 @@ struct Redo {
     memory_max: u64,
     new_dedupe_file: NewFile,
     notices: Vec<Notice>,
+    /// Whether a second copy may have to confirm what is read.
+    copies: config::Copies,
+    /// Records of which no later frame says yet that they are on all copies.
+    unproven: VecDeque<Unproven>,
+    /// Where frames end, from the proven ones on, and their `header_crc`.
+    ends: VecDeque<(Lsn, u32)>,
+    /// Up to here a frame says so.
+    proven: Lsn,
+    /// Sequence of the next delivery id at the confirmed end.
+    dedupe_durable: u64,
 }
 
 impl Redo {
@@ -470,6 +488,11 @@ impl Redo {
             memory_max: config.pending_bytes_max * 60 / 100,
             new_dedupe_file: NewFile::Yes,
             notices: Vec::new(),
+            copies: config.copies,
+            unproven: VecDeque::new(),
+            ends: VecDeque::new(),
+            proven: Lsn::new(0),
+            dedupe_durable: 0,
         }
     }
 
@@ -538,6 +561,21 @@ impl Redo {
         frame: &FrameHeader,
         payload: &[u8],
     ) -> Result<(), CorruptReason> {
+        self.proven = self.proven.max(frame.durable_lsn);
+        let proven = self.proven;
+        while self.unproven.front().is_some_and(|one| one.end <= proven) {
+            self.unproven.pop_front();
+        }
+        while self.ends.front().is_some_and(|(end, _)| *end < proven) {
+            self.ends.pop_front();
+        }
+        self.ends.push_back((frame.end(), frame.header_crc));
+        let mut shipped = BTreeMap::new();
+        if self.copies == config::Copies::Asked {
+            let all = replicas(payload.to_vec()).into_iter();
+            shipped.extend(all.map(|(partition, pseq, shipped)| ((partition, pseq), shipped)));
+        }
+        let dedupe_before = self.window.next();
         let payload = Bytes::copy_from_slice(payload);
         let mut bodies: BTreeMap<usize, (Rc<PendingBody>, Bytes)> = BTreeMap::new();
         for record in Records::new(&payload).reserved(reserved) {
@@ -555,7 +593,40 @@ impl Redo {
                 bodies.insert(record.at, (pending, cache));
                 continue;
             }
-            self.apply_user(identity, frame, &payload, &record, &bodies)?;
+            if record.payload.is_of_no_user() {
+                self.apply_partition(identity, frame, &record)?;
+            } else {
+                self.apply_user(identity, frame, &payload, &record, &bodies)?;
+            }
+        }
+        let dedupe_after = self.window.next();
+        let of_frame = self.unproven.iter_mut().rev();
+        for one in of_frame.take_while(|one| one.end == frame.end()) {
+            one.shipped = shipped.remove(&(one.mark.partition, one.mark.pseq));
+            (one.dedupe_before, one.dedupe_after) = (dedupe_before, dedupe_after);
+        }
+        Ok(())
+    }
+
+    /// Applies a record that belongs to a partition as a whole.
+    fn apply_partition(
+        &mut self,
+        identity: &ShardIdentity,
+        frame: &FrameHeader,
+        record: &Record<'_>,
+    ) -> Result<(), CorruptReason> {
+        let head = &record.head;
+        if matches!(record.payload, Payload::Noop) {
+            return Ok(());
+        }
+        if !identity.owns_partition(head.partition) {
+            return Err(CorruptReason::Identity);
+        }
+        match &record.payload {
+            Payload::Epoch => self.unproven(frame, head, (None, None)),
+            Payload::Promise => self.partitions.promise(head.partition, head.epoch),
+            Payload::Truncate => self.void(head),
+            _ => {}
         }
         Ok(())
     }
@@ -576,7 +647,11 @@ impl Redo {
             payload.slice(from..from + len)
         };
         let (slot, what, message) = match &record.payload {
-            Payload::Noop | Payload::Body(_) => return Ok(()),
+            Payload::Noop
+            | Payload::Epoch
+            | Payload::Truncate
+            | Payload::Promise
+            | Payload::Body(_) => return Ok(()),
             Payload::InfoSwap(swap) => {
                 let mut retired: Vec<u32> = swap.retired_segments().collect();
                 retired.sort_unstable();
@@ -638,10 +713,11 @@ impl Redo {
         {
             return Err(CorruptReason::Identity);
         }
+        let mut delivery = None;
         if let Some(msg) = message
             && !canary::on(Canary::DedupeNotRefilled)
         {
-            self.window.restore(DedupeEntry {
+            let entry = DedupeEntry {
                 time_s: seconds(frame.wall),
                 user: head.user,
                 ordinal: head.ordinal,
@@ -649,15 +725,16 @@ impl Redo {
                 guid: msg.guid,
                 uid: msg.uid,
                 body_crc: msg.stored_crc,
-            });
-        }
-        if head.pseq > 0 {
-            self.partitions
-                .advance(head.partition, head.pseq, head.chain, head.epoch);
+            };
+            delivery = Some((entry.key(), entry.uid));
+            self.window.restore(entry, frame.lsn.after(1));
         }
         let index = self
             .users
             .by_ordinal(head.user, head.ordinal, head.partition);
+        if head.pseq > 0 {
+            self.unproven(frame, head, (Some(index), delivery));
+        }
         let user = self.users.get_mut(index);
         if let What::Create { name, .. } = &what {
             user.name = Some(Arc::from(&name[..]));
@@ -677,6 +754,14 @@ impl Redo {
         user.pending.push(Entry { slot, what });
         self.records += 1;
         Ok(())
+    }
+}
+
+/// What a partition waits for of which nothing was said yet.
+fn gate_unsaid(config: &ShardConfig) -> Gate {
+    match config.copies {
+        config::Copies::One => Gate::Alone,
+        config::Copies::Asked => Gate::Undecided,
     }
 }
 

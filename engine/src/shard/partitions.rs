@@ -20,6 +20,9 @@ struct Place {
     chain: u32,
     /// Lower epochs are refused.
     promised: Epoch,
+    /// In which this node leads it, once it was told to. A node without a cluster leads all in an
+    /// epoch of its own.
+    leads: Option<Epoch>,
     health: Health,
     history: Vec<EpochStart>,
 }
@@ -30,6 +33,7 @@ impl Default for Place {
             pseq: 0,
             chain: 0,
             promised: Epoch::new(0),
+            leads: None,
             health: Health::Whole,
             history: Vec::new(),
         }
@@ -82,6 +86,55 @@ impl Partitions {
         }
     }
 
+    /// Lower epochs are refused from here on.
+    pub(super) fn promise(&mut self, partition: PartitionId, epoch: Epoch) {
+        if let Some(place) = self.place(partition) {
+            place.promised = place.promised.max(epoch);
+        }
+    }
+
+    /// The epoch that was promised last.
+    pub(super) fn promised(&self, partition: PartitionId) -> Epoch {
+        let place = self.places.get(usize::from(partition.value()));
+        place.map_or(Epoch::new(0), |place| place.promised)
+    }
+
+    /// The epoch of the last record.
+    pub(super) fn epoch_last(&self, partition: PartitionId) -> Epoch {
+        let place = self.places.get(usize::from(partition.value()));
+        let last = place.and_then(|place| place.history.last());
+        last.map_or(Epoch::new(0), |start| start.epoch)
+    }
+
+    /// In which epoch this node leads a partition, if it was told to.
+    pub(super) fn leads(&self, partition: PartitionId) -> Option<Epoch> {
+        let place = self.places.get(usize::from(partition.value()));
+        place.and_then(|place| place.leads)
+    }
+
+    /// This node leads a partition, or does so no more.
+    pub(super) fn set_leads(&mut self, partition: PartitionId, epoch: Option<Epoch>) {
+        if let Some(place) = self.place(partition) {
+            place.leads = epoch;
+        }
+    }
+
+    /// The last record and the chain after it.
+    pub(super) fn last(&self, partition: PartitionId) -> (u64, u32) {
+        let place = self.places.get(usize::from(partition.value()));
+        place.map_or((0, 0), |place| (place.pseq, place.chain))
+    }
+
+    /// All records above `pseq` are void; `chain` is the one after that record.
+    pub(super) fn truncate(&mut self, partition: PartitionId, pseq: u64, chain: u32) {
+        if let Some(place) = self.place(partition)
+            && place.pseq > pseq
+        {
+            (place.pseq, place.chain) = (pseq, chain);
+            place.history.retain(|start| start.first_pseq <= pseq);
+        }
+    }
+
     /// Takes the states at the checkpoint, of the shard's own partitions.
     pub(super) fn restore(&mut self, identity: &ShardIdentity, states: Vec<PartitionState>) {
         for state in states {
@@ -93,6 +146,7 @@ impl Partitions {
                     pseq: state.pseq,
                     chain: state.chain,
                     promised: state.promised,
+                    leads: None,
                     health: state.health,
                     history: state.history,
                 };

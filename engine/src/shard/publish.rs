@@ -19,8 +19,12 @@ use crate::user::{Lag, Live, State};
 impl<I: Io> Shard<I> {
     /// Frames that became durable: their records are published, then their appends answered.
     pub(super) fn publish(&mut self, now: Now) {
-        while let Some(parts) = self.log.completed(&mut self.positions) {
-            let durable = self.positions.durable_to();
+        while let Some((end, parts)) = self.log.completed(&mut self.positions) {
+            if !self.copies.are_none() {
+                self.hold_frame(now, end, parts);
+                continue;
+            }
+            let durable = self.positions.settled(end);
             for part in parts {
                 self.publish_part(now, part, durable);
             }
@@ -33,19 +37,22 @@ impl<I: Io> Shard<I> {
             partition,
             pseq,
             chain,
+            epoch,
+            ..
         } in part.marks
         {
             self.partitions_durable
-                .advance(partition, pseq, chain, self.epoch);
+                .advance(partition, pseq, chain, epoch);
         }
         self.dedupe_durable = self.dedupe_durable.max(part.dedupe_next);
         match part.of {
             PartOf::Append(append, done) => self.publish_append(now, append, done, durable),
-            PartOf::Change(change, entries) => self.publish_change(change, entries),
+            PartOf::Change(change, entries) => self.publish_change(change, entries, durable),
+            PartOf::Records(_) => unreachable!("there is no copy that they could come from"),
         }
     }
 
-    fn publish_append(
+    pub(super) fn publish_append(
         &mut self,
         now: Now,
         index: usize,
@@ -100,6 +107,7 @@ impl<I: Io> Shard<I> {
         if user.pending.is_empty() {
             self.dirty.push(index);
         }
+        let before_count = user.pending.len();
         if let Some(capture) = &mut user.capture {
             entries.iter().for_each(|entry| capture.published(entry));
         }
@@ -134,6 +142,11 @@ impl<I: Io> Shard<I> {
             .iter()
             .any(|entry| matches!(entry.what, What::Runs(_)));
         user.pending.extend(entries);
+        let more = user.pending.len() - before_count;
+        if let Some(frame) = self.copies.publishing() {
+            frame.users.push((index, more));
+            user.ahead_count += more;
+        }
         if changed {
             self.bury_emptied(index);
             self.weigh(index);

@@ -270,12 +270,7 @@ pub(crate) fn frame() -> Vec<u8> {
     encoder.runs(&head(18, 7, chain), RecordType::Keyword, &runs);
     encoder.noop(&Head::unowned(Group::Ends, 0));
     let tally = encoder.tally();
-    let mut header = frame_header(FrameKind::Records, 4096);
-    header.payload_len = u32::try_from(tally.payload_len).unwrap();
-    header.records_count = tally.records_count;
-    header.payload_crc = tally.payload_crc;
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&header.seal());
-    out
+    finished(out, tally)
 }
 
 /// A frame with the commit of a compaction, header included, padded.
@@ -292,12 +287,31 @@ pub(crate) fn frame_swap() -> Vec<u8> {
     };
     encoder.info_swap(&head, &parts);
     let tally = encoder.tally();
+    finished(out, tally)
+}
+
+/// A frame with what belongs to a partition as a whole: a barrier, a cut, a promise.
+pub(crate) fn frame_partition() -> Vec<u8> {
+    let mut out = vec![0; 4096];
+    let mut encoder = Encoder::resume(&mut out[FRAME_HEADER_BYTES..], Tally::default());
+    let head = |epoch, pseq, chain| {
+        Head::of_partition(PartitionId::new(0xABC), Epoch::new(epoch), pseq, chain)
+    };
+    encoder.of_partition(&head(0x92, 8, 0xC0FF_EE01), RecordType::Epoch);
+    encoder.of_partition(&head(0x93, 6, 0xC0FF_EE02), RecordType::Truncate);
+    encoder.of_partition(&head(0x94, 0, 0), RecordType::Promise);
+    let tally = encoder.tally();
+    finished(out, tally)
+}
+
+/// With its header.
+fn finished(mut frame: Vec<u8>, tally: Tally) -> Vec<u8> {
     let mut header = frame_header(FrameKind::Records, 4096);
     header.payload_len = u32::try_from(tally.payload_len).unwrap();
     header.records_count = tally.records_count;
     header.payload_crc = tally.payload_crc;
-    out[..FRAME_HEADER_BYTES].copy_from_slice(&header.seal());
-    out
+    frame[..FRAME_HEADER_BYTES].copy_from_slice(&header.seal());
+    frame
 }
 
 pub(crate) fn frame_header(kind: FrameKind, frame_len: u32) -> FrameHeader {

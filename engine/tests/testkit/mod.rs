@@ -224,6 +224,16 @@ impl Bench {
         }
     }
 
+    /// Whether every request is answered.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Those that are not.
+    pub(crate) fn unanswered(&self) -> Vec<Ticket> {
+        self.open.iter().copied().collect()
+    }
+
     /// To the next completion or deadline.
     pub(crate) fn pass_time(&mut self) {
         let due = self.disk.next_due_ns();
@@ -393,6 +403,9 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::BackupBegun { ticket, .. }
         | Event::BackupEnded { ticket, .. }
         | Event::Scrubbed { ticket, .. }
+        | Event::Replicated { ticket, .. }
+        | Event::Led { ticket, .. }
+        | Event::Disowned { ticket, .. }
         | Event::Checkpointed { ticket, .. }
         | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,

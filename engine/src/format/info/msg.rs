@@ -148,6 +148,15 @@ impl MsgFixed {
         self
     }
 
+    /// The same message at another place; without a CRC until it is sealed.
+    #[must_use]
+    pub fn placed(mut self, lsn: Lsn, segment: u32, offset: u64) -> Self {
+        self.lsn = U64::new(lsn.value());
+        self.segment = U32::new(segment);
+        self.offset = U64::new(offset);
+        self
+    }
+
     /// Whether the CRC holds for a run at `slot` with that header cache.
     pub fn check_crc(&self, seed: Seed, slot: u32, cache_crc: u32) -> Result<(), CorruptReason> {
         if self.crc.get() == self.expected_crc(seed, slot, cache_crc) {

@@ -53,6 +53,36 @@ pub fn chain(previous: u32, record: &[u8]) -> u32 {
     }
 }
 
+/// Zeroes what is local to a node in a whole encoded record, but leaves the chain: the form in which
+/// it goes to another node.
+pub fn make_replica(record: &mut [u8]) {
+    let kind = record
+        .get(4)
+        .and_then(|value| RecordType::from_value(*value));
+    let [flags, place, _chain] = HEADER_LOCAL;
+    clear(record, 0, &[flags, place]);
+    match kind {
+        Some(RecordType::Deliver) => {
+            clear(record, RECORD_HEADER_BYTES, &[(0, 16)]);
+            clear(record, RECORD_HEADER_BYTES + 24, &MSG_LOCAL);
+        }
+        Some(RecordType::DeliverFile) => {
+            clear(record, RECORD_HEADER_BYTES, &[(0, 4)]);
+            clear(record, RECORD_HEADER_BYTES + 8, &MSG_LOCAL);
+        }
+        Some(
+            RecordType::Flags | RecordType::Expunge | RecordType::Mailbox | RecordType::Keyword,
+        ) => {
+            let mut at = RECORD_HEADER_BYTES;
+            while let Some(extra) = record.get(at + 5).copied() {
+                clear(record, at, &RUN_LOCAL);
+                at += (usize::from(extra) + 1) * 64;
+            }
+        }
+        _ => {}
+    }
+}
+
 /// The chain over runs, each with its local fields zero.
 fn runs(mut crc: u32, mut rest: &[u8]) -> u32 {
     while let Some(first) = rest.first_chunk::<64>() {

@@ -44,8 +44,24 @@ pub enum Payload<'a> {
     UserCreate(&'a [u8]),
     /// A new generation.
     InfoSwap(InfoSwap<'a>),
+    /// A new primary's barrier.
+    Epoch,
+    /// The header's pseq and chain are the partition's last again.
+    Truncate,
     /// Nothing.
     Noop,
+    /// The header's epoch is the lowest that is taken from here on.
+    Promise,
+}
+
+impl Payload<'_> {
+    /// Whether it belongs to a partition as a whole, or to nobody.
+    pub const fn is_of_no_user(&self) -> bool {
+        matches!(
+            self,
+            Self::Epoch | Self::Truncate | Self::Noop | Self::Promise
+        )
+    }
 }
 
 /// A message and its header cache.
@@ -150,7 +166,8 @@ impl<'a> Records<'a> {
             return Err(CorruptReason::Value("unknown record flags"));
         }
         let head = Head::from_raw(raw);
-        if !kind.is_replicated() && (head.pseq != 0 || head.chain != 0) {
+        let placed = kind.is_replicated() || kind == RecordType::Truncate;
+        if !placed && (head.pseq != 0 || head.chain != 0) {
             return Err(CorruptReason::Value("a local record in a chain"));
         }
         let rest = bytes.get(RECORD_HEADER_BYTES..).unwrap_or_default();
@@ -165,7 +182,12 @@ impl<'a> Records<'a> {
             RecordType::UserCreate => Payload::UserCreate(user_name(rest)?),
             RecordType::InfoSwap => Payload::InfoSwap(InfoSwap::decode(rest)?),
             RecordType::Noop if rest.is_empty() => Payload::Noop,
-            RecordType::Noop => return Err(CorruptReason::Length),
+            RecordType::Epoch if rest.is_empty() => Payload::Epoch,
+            RecordType::Truncate if rest.is_empty() => Payload::Truncate,
+            RecordType::Promise if rest.is_empty() => Payload::Promise,
+            RecordType::Noop | RecordType::Epoch | RecordType::Truncate | RecordType::Promise => {
+                return Err(CorruptReason::Length);
+            }
         };
         Ok(Some(Record {
             at: self.at,

@@ -202,6 +202,27 @@ impl<'a> Encoder<'a> {
         self.plain(head, RecordType::Noop, RECORD_HEADER_BYTES, &[])
     }
 
+    /// An EPOCH, TRUNCATE or PROMISE.
+    pub fn of_partition(&mut self, head: &Head, kind: RecordType) -> Placed {
+        assert!(kind.is_of_partition(), "a {kind:?} is another record");
+        self.plain(head, kind, RECORD_HEADER_BYTES, &[])
+    }
+
+    /// A record that is whole already, as [`super::localise`] made it: its chain stays.
+    pub fn whole(&mut self, record: &[u8]) -> Placed {
+        let from = self.tally.payload_len;
+        let Tally { payload_crc, .. } = self.tally;
+        self.payload
+            .get_mut(from..from + record.len())
+            .expect("the batch was checked for room before encoding")
+            .copy_from_slice(record);
+        let chain = record
+            .get(..RECORD_HEADER_BYTES)
+            .and_then(<[u8]>::last_chunk)
+            .map_or(0, |chain| u32::from_le_bytes(*chain));
+        self.end(record.len(), crc::extend(payload_crc, record), chain)
+    }
+
     /// A record without a message body: written, chained, counted.
     fn plain(&mut self, head: &Head, kind: RecordType, len: usize, parts: &[&[u8]]) -> Placed {
         let Tally { payload_crc, .. } = self.tally;
@@ -212,8 +233,12 @@ impl<'a> Encoder<'a> {
         writer.pad();
         let record = writer.record;
         let mut after = 0;
-        if kind.is_replicated() {
-            after = chain(head.chain, record);
+        if kind.is_replicated() || kind == RecordType::Truncate {
+            after = match kind {
+                // It names a place in the chain and has none itself.
+                RecordType::Truncate => head.chain,
+                _ => chain(head.chain, record),
+            };
             if let Some((_, field)) = record
                 .get_mut(..RECORD_HEADER_BYTES)
                 .and_then(<[u8]>::split_last_chunk_mut::<4>)

@@ -54,7 +54,7 @@ impl Copier {
         moves: bool,
     ) -> Self {
         let lsn = shard.log.open_batch_mut().expect("room was made").lsn();
-        let epoch = shard.epoch;
+        let epoch = shard.epoch_of(shard.users.get(user).partition);
         let live = shard.users.get_mut(user).live_mut();
         let tail = &mut live.expect("a change pins its user").tail;
         Self {

@@ -187,7 +187,7 @@ impl<I: Io> Shard<I> {
         count: usize,
     ) {
         let lsn = self.log.open_batch_mut().expect("room was made").lsn();
-        let epoch = self.epoch;
+        let epoch = self.epoch_of(self.users.get(index).partition);
         let user = self.users.get_mut(index);
         let modseq = next_modseq(&mut user.live_mut().expect("decided").tail, epoch);
         plan.modseq = Some(modseq);

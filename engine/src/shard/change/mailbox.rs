@@ -226,7 +226,7 @@ impl<I: Io> Shard<I> {
         let mut entries = SmallVec::new();
         self.encode_creation(now, index, name.name(), &mut entries);
         let lsn = self.log.open_batch_mut().expect("room was made").lsn();
-        let epoch = self.epoch;
+        let epoch = self.epoch_of(self.users.get(index).partition);
         let user = self.users.get_mut(index);
         let hash = user.hash;
         let tail = &mut user.live_mut().expect("decided").tail;

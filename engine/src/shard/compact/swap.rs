@@ -123,7 +123,7 @@ impl<I: Io> Shard<I> {
             slot: 0,
             body_crc: 0,
             pseq: 0,
-            epoch: self.epoch,
+            epoch: self.epoch_of(user.partition),
             chain: 0,
         };
         let parts = SwapParts {
@@ -289,7 +289,11 @@ impl<I: Io> Shard<I> {
         for waiter in waiting {
             match waiter {
                 // They wait for a load.
-                Waiter::Read(_) | Waiter::Change(_) | Waiter::Compact(_) | Waiter::Scrub => {
+                Waiter::Read(_)
+                | Waiter::Change(_)
+                | Waiter::Compact(_)
+                | Waiter::Replicate(_)
+                | Waiter::Scrub => {
                     self.users.get_mut(index).waiting.push_back(waiter);
                 }
                 Waiter::Append(append) => self.append_user_loaded(append),

@@ -1,0 +1,191 @@
+//! Records that no primary knows are cut off (storage.md 1.5, cluster.md 6.2): one TRUNCATE, and what
+//! they took of their users is given back. Only what does not count can be cut.
+
+use ringpost_netproto::id::PartitionId;
+use smallvec::SmallVec;
+
+use super::numbers::msg_of;
+use super::{Answers, Gate, Held, Job, Piece, Records};
+use crate::dedupe::Key;
+use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
+use crate::io::Io;
+use crate::pending::Entry;
+use crate::request::{Disowned, Event, Refused, Ticket};
+use crate::shard::Shard;
+use crate::shard::append::{Part, PartOf};
+
+/// A cut on its way to the medium.
+pub(in crate::shard) struct Cut {
+    ticket: Ticket,
+    partition: PartitionId,
+    /// The last record that stays.
+    pseq: u64,
+    chain: u32,
+    records_count: u64,
+}
+
+impl<I: Io> Shard<I> {
+    pub(in crate::shard) fn submit_cut(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        pseq: u64,
+    ) -> Result<(), Refused> {
+        self.accepts_mail()?;
+        if !self.identity.owns_partition(partition) {
+            return Err(Refused::WrongShard);
+        }
+        let place = self.begin_place(partition);
+        place.jobs.push_back(Job::Cut(ticket, pseq));
+        self.copies.turns.push_back(partition);
+        Ok(())
+    }
+
+    /// Cuts, or says why not; `false` if it has to wait.
+    pub(super) fn try_cut(
+        &mut self,
+        partition: PartitionId,
+        (ticket, pseq): (Ticket, u64),
+    ) -> bool {
+        let promised = self.partitions.promised(partition);
+        let (last, last_chain) = self.partitions.last(partition);
+        let (shown, shown_chain) = self.partitions_durable.last(partition);
+        let gate = self.copies.gate(partition);
+        let place = self.copies.place(partition);
+        let sealed = place.kept.back().map_or(shown, |kept| kept.mark.pseq);
+        let held = place.held.back().and_then(|piece| piece.mark);
+        let flushed = held.map_or(shown, |mark| mark.pseq);
+        let chain = if pseq == shown {
+            Some(shown_chain)
+        } else {
+            place.chain_at(pseq)
+        };
+        let refused = if matches!(gate, Gate::Alone | Gate::Stream(_)) {
+            Some(Refused::Fenced { promised })
+        } else if pseq < shown {
+            Some(Refused::Diverged { pseq: shown })
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            let result = Err(refused);
+            self.answer(Event::Disowned { ticket, result });
+            return true;
+        }
+        if last <= pseq {
+            let result = Ok(Disowned {
+                pseq: last,
+                chain: last_chain,
+                records_count: 0,
+            });
+            self.answer(Event::Disowned { ticket, result });
+            return true;
+        }
+        if sealed < last || flushed < last || self.log.room(RECORD_HEADER_BYTES).is_none() {
+            return false;
+        }
+        let Some(chain) = chain else {
+            let result = Err(Refused::Diverged { pseq });
+            self.answer(Event::Disowned { ticket, result });
+            return true;
+        };
+        let cut = Cut {
+            ticket,
+            partition,
+            pseq,
+            chain,
+            records_count: last - pseq,
+        };
+        self.encode_cut(cut);
+        true
+    }
+
+    fn encode_cut(&mut self, cut: Cut) {
+        let epoch = self.partitions.promised(cut.partition);
+        let head = Head::of_partition(cut.partition, epoch, cut.pseq, cut.chain);
+        self.partitions.truncate(cut.partition, cut.pseq, cut.chain);
+        self.copies.place(cut.partition).cutting = true;
+        let dedupe_next = self.window.next();
+        let part = Part {
+            of: PartOf::Records(Records {
+                answers: Answers::Cut(Box::new(cut)),
+                promise: None,
+                all: Vec::new(),
+            }),
+            marks: SmallVec::new(),
+            dedupe_next,
+        };
+        let batch = self.log.open_batch_mut().expect("room was made");
+        batch.encode(|encoder| encoder.of_partition(&head, RecordType::Truncate));
+        batch.attach(part, 0);
+    }
+
+    /// The TRUNCATE is on the medium: what it cuts off is no more.
+    pub(super) fn cut_off(&mut self, cut: &Cut) {
+        let place = self.copies.place(cut.partition);
+        place.cutting = false;
+        place.kept.retain(|kept| kept.mark.pseq <= cut.pseq);
+        let beyond = |piece: &Piece| piece.mark.is_some_and(|mark| mark.pseq > cut.pseq);
+        let mut void = Vec::new();
+        while let Some(piece) = place.held.pop_back() {
+            if !beyond(&piece) {
+                place.held.push_back(piece);
+                break;
+            }
+            void.push(piece);
+        }
+        for piece in void {
+            self.copies.let_go(piece.end);
+            if let Held::Entries(entries) = piece.of {
+                for (user, entry) in entries.into_iter().rev() {
+                    self.void(cut.partition, user, &entry);
+                }
+            }
+        }
+        self.copies.turns.push_back(cut.partition);
+        let (ticket, result) = (
+            cut.ticket,
+            Ok(Disowned {
+                pseq: cut.pseq,
+                chain: cut.chain,
+                records_count: cut.records_count,
+            }),
+        );
+        self.answer(Event::Disowned { ticket, result });
+    }
+
+    /// An entry counts for nothing: its numbers are free again, its delivery is not known any more.
+    fn void(&mut self, partition: PartitionId, index: usize, entry: &Entry) {
+        self.pending_records -= 1;
+        let user = self.users.get_mut(index);
+        let seed = user.seed(user.generation());
+        let (hash, ordinal) = (user.hash, user.ordinal);
+        if let Some(live) = user.live_mut() {
+            live.tail.give_back(entry, seed);
+        }
+        if let Some(msg) = msg_of(entry) {
+            self.window.forget_delivery(
+                &Key {
+                    user: hash,
+                    ordinal,
+                    mailbox: msg.mailbox,
+                    guid: msg.guid,
+                    body_crc: msg.stored_crc,
+                },
+                msg.uid,
+            );
+        }
+        let left = self.copies.held_of(partition, index);
+        let left = left.filter_map(modseq_of).max();
+        if let Some(live) = self.users.get_mut(index).live_mut() {
+            live.tail.modseq = live.tail.modseq_visible.max(left.unwrap_or(0));
+        }
+        self.users.unpin(index);
+        self.users.forget_if_absent(index);
+    }
+}
+
+/// The modseq of a message that waits. Other records have none that a later one would not exceed.
+fn modseq_of(entry: &Entry) -> Option<u64> {
+    msg_of(entry).map(|msg| msg.modseq.value())
+}

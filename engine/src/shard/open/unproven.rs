@@ -1,0 +1,152 @@
+//! Records at the end of the log of which no later frame says that they are on all copies: a TRUNCATE
+//! may make them void, and where copies are asked they wait for a word (storage.md 1.5).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ringpost_netproto::id::Uid;
+
+use super::Redo;
+use crate::canary::{self, Canary};
+use crate::config::{self, ShardConfig};
+use crate::dedupe::Key;
+use crate::format::frame::FrameHeader;
+use crate::format::record::Head;
+use crate::pending::Entry;
+use crate::position::Lsn;
+use crate::request::Shipped;
+use crate::shard::append::Mark;
+use crate::shard::copies::{Copies, Restored};
+use crate::user::Lag;
+
+/// A record that a later one may make void, or that nobody confirmed.
+pub(super) struct Unproven {
+    pub(super) start: Lsn,
+    pub(super) end: Lsn,
+    pub(super) mark: Mark,
+    pub(super) user: Option<usize>,
+    pub(super) delivery: Option<(Key, Uid)>,
+    pub(super) shipped: Option<Shipped>,
+    /// Sequence of the next delivery id before its frame, and behind it.
+    pub(super) dedupe_before: u64,
+    pub(super) dedupe_after: u64,
+}
+
+impl Redo {
+    /// A record moves its partition on.
+    pub(super) fn unproven(
+        &mut self,
+        frame: &FrameHeader,
+        head: &Head,
+        (user, delivery): (Option<usize>, Option<(Key, Uid)>),
+    ) {
+        let (_, chain_before) = self.partitions.last(head.partition);
+        self.partitions
+            .advance(head.partition, head.pseq, head.chain, head.epoch);
+        self.unproven.push_back(Unproven {
+            start: frame.lsn,
+            end: frame.end(),
+            mark: Mark {
+                partition: head.partition,
+                pseq: head.pseq,
+                chain: head.chain,
+                chain_before,
+                epoch: head.epoch,
+            },
+            user,
+            delivery,
+            shipped: None,
+            dedupe_before: 0,
+            dedupe_after: 0,
+        });
+    }
+
+    /// A partition's records above this one are void. They are not proven, so they are the last ones.
+    pub(super) fn void(&mut self, head: &Head) {
+        self.partitions
+            .truncate(head.partition, head.pseq, head.chain);
+        let all = std::mem::take(&mut self.unproven);
+        let is_void =
+            |one: &Unproven| one.mark.partition == head.partition && one.mark.pseq > head.pseq;
+        let (void, kept): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(is_void);
+        self.unproven = kept;
+        for one in void.into_iter().rev() {
+            if let Some(user) = one.user
+                && self.users.get_mut(user).pending.pop().is_some()
+            {
+                self.records -= 1;
+            }
+            if let Some((key, uid)) = &one.delivery {
+                self.window.forget_delivery(key, *uid);
+            }
+        }
+        self.tidy();
+    }
+
+    /// After entries were taken out: who is dirty, and whose `folders` lags.
+    pub(super) fn tidy(&mut self) {
+        let users = &mut self.users;
+        self.dirty.retain(|index| {
+            let user = users.get_mut(*index);
+            if !user.pending.iter().any(Entry::changes_mailboxes) {
+                user.folders = Lag::No;
+            }
+            !user.pending.is_empty()
+        });
+    }
+
+    /// Up to where everything counts at once.
+    pub(super) fn confirmed(&self, config: &ShardConfig, end: Lsn) -> Lsn {
+        let asked = config.copies == config::Copies::Asked;
+        if !asked || canary::on(Canary::UnconfirmedShown) {
+            return end;
+        }
+        self.unproven.front().map_or(end, |one| one.start)
+    }
+
+    /// Takes what nobody confirmed out again: it waits in `copies`.
+    pub(super) fn withdraw(&mut self, confirmed: Lsn, end: Lsn, copies: &mut Copies) {
+        self.dedupe_durable = self.window.next();
+        if self.copies == config::Copies::One {
+            return;
+        }
+        if confirmed == end {
+            copies.restore(
+                (self.partitions.clone(), confirmed),
+                std::iter::empty(),
+                std::iter::empty(),
+            );
+            return;
+        }
+        let unproven = std::mem::take(&mut self.unproven);
+        if let Some(first) = unproven.front() {
+            self.dedupe_durable = first.dedupe_before;
+        }
+        let mut frames: BTreeMap<Lsn, u64> = BTreeMap::new();
+        let mut records = VecDeque::new();
+        for one in unproven.into_iter().rev() {
+            frames.insert(one.end, one.dedupe_after);
+            let before = one.mark.pseq - 1;
+            self.partitions
+                .truncate(one.mark.partition, before, one.mark.chain_before);
+            let entry = one.user.and_then(|user| {
+                let found = self.users.get_mut(user);
+                found.pins += 1;
+                Some((user, found.pending.pop()?))
+            });
+            records.push_front(Restored {
+                start: one.start,
+                end: one.end,
+                mark: one.mark,
+                entry,
+                shipped: one.shipped,
+            });
+        }
+        self.tidy();
+        frames.entry(end).or_insert(self.window.next());
+        copies.restore(
+            (self.partitions.clone(), confirmed),
+            frames.into_iter(),
+            records.into_iter(),
+        );
+    }
+}

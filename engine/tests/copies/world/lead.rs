@@ -1,0 +1,196 @@
+//! Who leads: the register moves the lead, and a new primary makes sure of it (cluster.md 5.3).
+
+use ringpost_engine::request::{Copy, Event, PartitionTail, Refused, Replicate, Request, StreamId};
+use ringpost_netproto::id::{Epoch, PartitionId};
+
+use super::tails::{common, last_of, shares};
+use super::{Outstanding, Register, World, all_partitions};
+
+impl World {
+    /// The register moves the lead of a node that is down, or of any, to its copy. All copies are in
+    /// sync in this world: nothing counts before both have it.
+    pub(super) fn fail_over(&mut self) {
+        for partition in all_partitions() {
+            let down = !self.nodes[self.registers[&partition].primary].is_up();
+            if down || self.rng.u32(..6) == 0 {
+                let register = self.registers.get_mut(&partition).expect("one each");
+                register.epoch += 1;
+                (register.primary, register.copy) = (register.copy, register.primary);
+            }
+        }
+    }
+
+    /// Who leads and can reach the other makes sure of the lead, and of a stream.
+    pub(super) fn lead(&mut self) -> Result<(), String> {
+        for partition in all_partitions() {
+            let Register {
+                epoch,
+                primary,
+                copy,
+            } = self.registers[&partition];
+            if !self.nodes[primary].is_up() || !self.nodes[copy].is_up() {
+                continue;
+            }
+            let leads = self.nodes[primary].leads.get(&partition).copied();
+            let connected = self
+                .streams
+                .values()
+                .any(|(from, to, _)| (*from, *to) == (primary, copy));
+            let fresh = leads.is_none_or(|leads| leads < epoch);
+            if !fresh && connected {
+                continue;
+            }
+            if self.rng.u32(..3) != 0 {
+                continue;
+            }
+            if !connected {
+                self.drop_link(primary, copy);
+                let stream = StreamId::new(self.next_stream);
+                self.next_stream += 1;
+                self.streams
+                    .insert(stream, (primary, copy, Outstanding::new()));
+                // All partitions that it leads towards that node go over it.
+                for other in all_partitions() {
+                    let register = self.registers[&other];
+                    let same = (register.primary, register.copy) == (primary, copy);
+                    let led = self.nodes[primary].leads.get(&other) == Some(&register.epoch);
+                    if same && led {
+                        self.agree(other, primary, copy)?;
+                        let bench = self.nodes[primary].up().expect("it is up");
+                        let now = bench.now();
+                        bench.shard.set_copy(now, other, Copy::Stream(stream));
+                        self.take_events(primary)?;
+                    }
+                }
+            }
+            if fresh {
+                self.take_lead(partition)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// T5, T4 or T6: a new epoch, what the copy has is taken back, then the barrier.
+    pub(super) fn take_lead(&mut self, partition: PartitionId) -> Result<(), String> {
+        let register = self.registers.get_mut(&partition).expect("one each");
+        register.epoch += 1;
+        let Register {
+            epoch,
+            primary,
+            copy,
+        } = *register;
+        let epoch = Epoch::new(epoch);
+        // The old primary hears of it first or last; here it is fenced by what it is sent.
+        self.nodes[copy].leads.remove(&partition);
+        if self.rng.bool() {
+            let bench = self.nodes[copy].up().expect("it is up");
+            let now = bench.now();
+            bench.shard.set_copy(now, partition, Copy::Follows);
+        }
+        // Its tail is promised to nobody else while it is read: it learns the epoch.
+        let ours = self.tail(primary, partition);
+        let (last, _) = last_of(&ours);
+        let fence = Replicate {
+            partition,
+            epoch,
+            prev_pseq: 0,
+            prev_chain: 0,
+            items: Vec::new(),
+            commit_pseq: 0,
+        };
+        drop(self.ask(copy, Request::Replicate(Box::new(fence)))?);
+        self.take_back(partition, (primary, copy), (epoch, last))?;
+        self.agree(partition, primary, copy)?;
+        let stream = self
+            .streams
+            .iter()
+            .find(|(_, (from, to, _))| (*from, *to) == (primary, copy))
+            .map(|(stream, _)| *stream)
+            .expect("just made");
+        let peers_pseq = last_of(&self.tail(copy, partition)).0;
+        let bench = self.nodes[primary].up().expect("it is up");
+        let lead = Request::Lead {
+            partition,
+            epoch,
+            copy: Copy::Stream(stream),
+            peers_pseq,
+        };
+        if let Err(refused) = bench.submit(lead) {
+            return Err(format!("the lead of {partition}: {refused}"));
+        }
+        bench.poll();
+        self.take_events(primary)?;
+        self.nodes[primary].leads.insert(partition, epoch.value());
+        Ok(())
+    }
+
+    /// What the copy has above `last` goes back to the primary, as far as it continues what is there.
+    fn take_back(
+        &mut self,
+        partition: PartitionId,
+        (primary, copy): (usize, usize),
+        (epoch, last): (Epoch, u64),
+    ) -> Result<(), String> {
+        let theirs = self.tail(copy, partition);
+        for records in &theirs.waiting {
+            let end = records.prev_pseq + records.items.len() as u64;
+            if end <= last {
+                continue;
+            }
+            let records = Replicate {
+                epoch,
+                commit_pseq: 0,
+                ..records.clone()
+            };
+            let ours = self.tail(primary, partition);
+            let back = self.ask(primary, Request::Replicate(Box::new(records)))?;
+            match back {
+                Some(Event::Replicated { result: Ok(_), .. }) => {}
+                // Its tail is another one: it goes, ours stays.
+                Some(Event::Replicated {
+                    result: Err(Refused::Diverged { .. } | Refused::Gap { .. }),
+                    ..
+                }) if shares(&ours, &theirs) => break,
+                other => {
+                    return Err(format!(
+                        "the lead of {partition} is not taken back: {other:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy's tail that the primary does not have is cut off.
+    pub(super) fn agree(
+        &mut self,
+        partition: PartitionId,
+        primary: usize,
+        copy: usize,
+    ) -> Result<(), String> {
+        let (ours, theirs) = (self.tail(primary, partition), self.tail(copy, partition));
+        let (last, _) = last_of(&theirs);
+        let common = common(&ours, &theirs);
+        if last <= common {
+            return Ok(());
+        }
+        let bench = self.nodes[copy].up().expect("it is up");
+        let now = bench.now();
+        bench.shard.set_copy(now, partition, Copy::Follows);
+        let cut = Request::Disown {
+            partition,
+            pseq: common,
+        };
+        match self.ask(copy, cut)? {
+            Some(Event::Disowned { result: Ok(_), .. }) => Ok(()),
+            other => Err(format!(
+                "{partition} is not cut at {common} of {last}: {other:?}"
+            )),
+        }
+    }
+
+    pub(super) fn tail(&mut self, node: usize, partition: PartitionId) -> PartitionTail {
+        let bench = self.nodes[node].up().expect("it is up");
+        bench.shard.partition_tail(partition).expect("its own")
+    }
+}
