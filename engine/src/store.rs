@@ -167,6 +167,10 @@ impl Store {
     /// another's partition, hands partition states and delivery ids over, then goes over to the new
     /// number of logs. A crash in between repeats it. `make_io` gives an `Io` on the data directory
     /// for each log in turn.
+    ///
+    /// Refused with [`OpenError::Unusable`] while a log holds records that no copy confirmed: they
+    /// live in that log alone and can go nowhere. Serve with the old number of cores until they are
+    /// confirmed or cut off.
     pub fn change_layout<I: Io>(
         &mut self,
         config: &ShardConfig,
@@ -180,6 +184,7 @@ impl Store {
         let mut drained = |store: &Self, log_id| -> Result<Shard<I>, OpenError> {
             let identity = store.identity(log_id);
             let shard = Shard::open(make_io()?, identity, config.clone(), seed, now())?;
+            store.refuse_unconfirmed(log_id, shard.unconfirmed_count())?;
             drain(shard, &mut now)
         };
         for log_id in 0..self.file.logs {
@@ -199,6 +204,20 @@ impl Store {
         self.file.logs = self.logs_wanted;
         write_store_file(&self.path, &self.file)?;
         self.take_new_dedupe_files()
+    }
+
+    fn refuse_unconfirmed(&self, log_id: u32, count: usize) -> Result<(), OpenError> {
+        if count == 0 {
+            return Ok(());
+        }
+        Err(OpenError::Unusable {
+            path: self.path.display().to_string(),
+            reason: format!(
+                "log {log_id:02x} holds {count} records that no copy confirmed: the number of cores \
+                 stays {} until they are",
+                self.file.logs
+            ),
+        })
     }
 
     /// Writes the window of one log of the new layout beside the old one.

@@ -14,7 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 use ringpost_engine::Shard;
 use ringpost_engine::check::{DirTree, check};
-use ringpost_engine::config::ShardConfig;
+use ringpost_engine::config::{Copies, ShardConfig};
 use ringpost_engine::error::OpenError;
 use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::parts::PartitionState;
@@ -496,6 +496,38 @@ fn the_number_of_cores_changes_without_a_clean_shutdown() {
         drop(node);
         assert_eq!(sound(dir.path()), sent.len() as u64, "{logs} logs");
     }
+}
+
+/// They live in the log of their core alone.
+#[test]
+fn the_number_of_cores_stays_while_records_wait_for_copies() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut node = Node::start(dir.path(), 1).expect("it opens");
+    let outcome = node.deliver("bob", 1);
+    assert!(matches!(outcome, Outcome::Stored { .. }), "{outcome:?}");
+    // No later frame says that it is on all copies.
+    drop(node);
+    let asked = ShardConfig {
+        copies: Copies::Asked,
+        ..ShardConfig::tiny()
+    };
+    let sentence = match Node::start_with(dir.path(), 2, &asked) {
+        Ok(_) => panic!("the number of cores changed"),
+        Err(error) => error.to_string(),
+    };
+    assert!(
+        sentence.contains("log 00 holds") && sentence.contains("the number of cores stays 1"),
+        "{sentence}"
+    );
+    let node = Node::start_with(dir.path(), 1, &asked).expect("with the old number it opens");
+    assert!(
+        node.shards
+            .iter()
+            .any(|shard| shard.unconfirmed_count() > 0)
+    );
+    drop(node);
+    let mut node = Node::start(dir.path(), 2).expect("one copy was asked for");
+    assert_eq!(node.mailbox("bob").len(), 1);
 }
 
 /// `log_file_bytes` follows from the configuration: another value must not cost a message.

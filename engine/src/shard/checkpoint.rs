@@ -305,9 +305,11 @@ impl<I: Io> Shard<I> {
         users.any(|user| self.loads.contains_key(user))
     }
 
-    /// Whether the superblock on disk says "clean" already.
+    /// Whether the superblock on disk says "clean" already, and the log has nothing but what waits for
+    /// copies, for however long.
     fn is_clean(&self) -> bool {
-        self.superblock.shutdown == Shutdown::Clean && self.dirty.is_empty()
+        let written = self.dirty.is_empty() || self.holds_all();
+        self.superblock.shutdown == Shutdown::Clean && written && !self.copies.wants_statement()
     }
 
     /// Ends a drain when the last checkpoint left nothing.

@@ -266,6 +266,11 @@ impl Copies {
         }
     }
 
+    /// Whether a checkpoint may write more as soon as a frame says what counts.
+    pub(super) fn wants_statement(&self) -> bool {
+        self.unstated() == Unstated::Records
+    }
+
     /// Requests of primaries that are open.
     pub(super) fn are_open(&self) -> bool {
         self.places
@@ -386,6 +391,12 @@ impl Copies {
 }
 
 impl<I: Io> Shard<I> {
+    /// Records on this medium that wait for the word of another node, or for one about who leads.
+    pub fn unconfirmed_count(&self) -> usize {
+        let held = self.copies.places.values().flat_map(|place| &place.held);
+        held.filter(|piece| piece.mark.is_some()).count()
+    }
+
     /// The epoch of the records that this node writes for a partition.
     pub(super) fn epoch_of(&self, partition: PartitionId) -> Epoch {
         if self.copies.are_none() {

@@ -197,3 +197,22 @@ fn nothing_is_taken_before_somebody_says_who_leads() {
         [Outcome::Stored { .. }]
     ));
 }
+
+/// A node stops though its peer is away; what waits goes on waiting.
+#[test]
+fn a_drain_ends_while_records_wait_for_copies() {
+    let mut bench = Bench::on(empty_disk(SimConfig::new(1)), asked()).expect("opens");
+    lead(&mut bench, 1, Copy::Stream(PEER));
+    confirm(&mut bench);
+    bench.append(&[ANN], 1, &message(1, 300));
+    quiet(&mut bench);
+    let mut bench = bench.crash(Crash::Kill);
+    let waiting = bench.shard.unconfirmed_count();
+    assert!(waiting >= 3, "a user, its mailboxes, a mail: {waiting}");
+    bench.drain();
+    let mut bench = bench.crash(Crash::PowerCut);
+    assert_eq!(bench.shard.unconfirmed_count(), waiting);
+    assert_eq!(bench.list(ANN).err(), Some(Refused::NoSuchUser));
+    lead(&mut bench, 2, Copy::None);
+    assert_eq!(bench.mailbox(ANN).len(), 1);
+}
