@@ -133,6 +133,20 @@ pub enum Request {
         /// Guid of the store line. Recipients have their own in their index.
         guid: Guid,
     },
+    /// Open a stage file for a large message that another node has, out of
+    /// [`Shipped::file`]: its prefix is taken over as it is. [`Event::StageBegun`], then
+    /// [`Request::StageWrite`] with the stored form, then [`Request::StageSeal`].
+    StageTake {
+        /// `From_` line and store line, at most 1280 bytes.
+        prefix: Bytes,
+    },
+    /// Make the copy of another node's file durable, for [`Request::Replicate`].
+    /// [`Event::StageSealed`]. Refused with [`Refused::BadRecords`] if it is not what its store
+    /// line says.
+    StageSeal {
+        /// From [`Event::StageBegun`].
+        stage: StageId,
+    },
     /// Forget a stage file, finished or not; its links stay. Unanswered by an event.
     StageDrop {
         /// From [`Event::StageBegun`].

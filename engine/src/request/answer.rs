@@ -12,6 +12,7 @@ use super::{
 };
 use crate::error::{Corrupt, Fatal};
 use crate::format::info::SpecialUse;
+use crate::io::RelPath;
 use crate::large::StagedBody;
 use crate::position::Lsn;
 
@@ -46,6 +47,13 @@ pub enum Event {
         ticket: Ticket,
         /// CRC-32 and length of the stored bytes, or why not.
         result: Result<(u32, u64), Refused>,
+    },
+    /// The copy of another node's file is durable.
+    StageSealed {
+        /// Of the request.
+        ticket: Ticket,
+        /// Its name for [`super::Shipped::file`], until [`super::Request::StageDrop`], or why not.
+        result: Result<RelPath, Refused>,
     },
     /// A stage file is durable and can be appended.
     Staged {

@@ -61,8 +61,10 @@ pub struct Shipped {
     pub record: Bytes,
     /// The BODY record that a DELIVER refers to. DELIVERs of one message share its memory.
     pub body: Option<Bytes>,
-    /// Of a large message, the file with its bytes: out of [`super::Event::Sealed`] this node's; in a
-    /// [`super::Request::Replicate`] a finished stage file of the receiver (which refuses it yet).
+    /// Of a large message, the file with its bytes. Out of [`super::Event::Sealed`] it is this node's:
+    /// prefix (of `skip` bytes), stored form, LF; it stays there as long as the record waits. In a
+    /// [`super::Request::Replicate`] it is the receiver's, from [`super::Event::StageSealed`]; a
+    /// record that is there already needs none.
     pub file: Option<RelPath>,
 }
 

@@ -34,6 +34,8 @@ impl<I: Io> Shard<I> {
             } => {
                 self.stage_finish(ticket, stage, *summary, cache, guid)?;
             }
+            Request::StageTake { prefix } => self.stage_take(ticket, prefix)?,
+            Request::StageSeal { stage } => self.stage_seal(ticket, stage)?,
             Request::StageDrop { stage } => self.stage_drop(stage),
             Request::Mailboxes { user } => self.submit_read(ticket, &user, Wanted::Mailboxes)?,
             Request::List {
@@ -155,6 +157,8 @@ impl Request {
                 | Self::StageWrite { .. }
                 | Self::StageExpand { .. }
                 | Self::StageFinish { .. }
+                | Self::StageTake { .. }
+                | Self::StageSeal { .. }
                 | Self::Drain
         )
     }

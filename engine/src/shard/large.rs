@@ -17,12 +17,20 @@ use crate::user::State;
 
 /// One recipient's link on its way to durability.
 pub(super) struct LargeStep {
-    append: usize,
-    recipient: usize,
+    of: Asker,
     user: usize,
-    staged: Arc<StagedBody>,
+    stage: RelPath,
     part: RelPath,
     step: Step,
+}
+
+/// Who waits for a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asker {
+    /// An append and its recipient.
+    Append(usize, usize),
+    /// A request of a partition's primary.
+    Replicate(usize),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,37 +57,44 @@ impl<I: Io> Shard<I> {
             if settled.get(recipient).copied().unwrap_or(true) {
                 continue;
             }
-            let user_state = self.users.get_mut(*user);
-            let dir = user_state.dir();
-            let State::Live(live) = &mut user_state.state else {
+            let of = Asker::Append(index, recipient);
+            let Some(segment) = self.link(of, *user, &staged.path) else {
                 continue;
-            };
-            let segment = live.tail.next_segment;
-            live.tail.next_segment += 1;
-            // A directory may be there and its name not durable: made by a checkpoint that has not
-            // ended, or by a process that was killed.
-            let step = if live.tail.has_dir {
-                Step::Link
-            } else {
-                Step::MakeDir
-            };
-            let large = LargeStep {
-                append: index,
-                recipient,
-                user: *user,
-                staged: Arc::clone(staged),
-                part: dir.segment_part(segment),
-                step,
             };
             let append = self.appends.get_mut(index).expect("a ready append is open");
             append.steps += 1;
             if let Some(place) = append.segments.get_mut(recipient) {
                 *place = Some(segment);
             }
-            let key = self.larges.insert(large);
-            self.start_large(key);
         }
         self.linked_if_done(index)
+    }
+
+    /// Begins to link a stage file into the directory of a user who is loaded; its segment there.
+    pub(super) fn link(&mut self, of: Asker, user: usize, stage: &RelPath) -> Option<u32> {
+        let found = self.users.get_mut(user);
+        let dir = found.dir();
+        let State::Live(live) = &mut found.state else {
+            return None;
+        };
+        let segment = live.tail.next_segment;
+        live.tail.next_segment += 1;
+        // A directory may be there and its name not durable: made by a checkpoint that has not
+        // ended, or by a process that was killed.
+        let step = if live.tail.has_dir {
+            Step::Link
+        } else {
+            Step::MakeDir
+        };
+        let key = self.larges.insert(LargeStep {
+            of,
+            user,
+            stage: stage.clone(),
+            part: dir.segment_part(segment),
+            step,
+        });
+        self.start_large(key);
+        Some(segment)
     }
 
     fn start_large(&mut self, key: usize) {
@@ -89,7 +104,7 @@ impl<I: Io> Shard<I> {
             Step::MakeDir => Op::MakeDir { path: dir },
             Step::SyncParent => Op::SyncDir { path: dir.parent() },
             Step::Link => Op::Link {
-                from: large.staged.path.clone(),
+                from: large.stage.clone(),
                 to: large.part.clone(),
             },
             Step::SyncDir => Op::SyncDir { path: dir },
@@ -116,11 +131,16 @@ impl<I: Io> Shard<I> {
                 (false, false) => return Err(error),
             };
             self.space.refused |= error.is_no_space();
-            let (append, recipient) = (large.append, large.recipient);
+            let of = large.of;
             self.larges.remove(key);
-            self.drop_reserved(append, recipient);
-            self.settle(append, recipient, Outcome::Refused(why));
-            self.step_done(append);
+            match of {
+                Asker::Append(append, recipient) => {
+                    self.drop_reserved(append, recipient);
+                    self.settle(append, recipient, Outcome::Refused(why));
+                    self.step_done(append);
+                }
+                Asker::Replicate(request) => self.replica_linked(request, Err(why)),
+            }
             return Ok(());
         }
         let next = match large.step {
@@ -143,9 +163,12 @@ impl<I: Io> Shard<I> {
             }
             self.start_large(key);
         } else {
-            let append = large.append;
+            let of = large.of;
             self.larges.remove(key);
-            self.step_done(append);
+            match of {
+                Asker::Append(append, _) => self.step_done(append),
+                Asker::Replicate(request) => self.replica_linked(request, Ok(())),
+            }
         }
         Ok(())
     }

@@ -12,11 +12,13 @@ use ringpost_netproto::id::{Guid, MailboxId, WallNs};
 use super::Shard;
 use super::append::line_flags;
 use crate::canary::{self, Canary};
-use crate::error::IoError;
+use crate::error::{CorruptReason, IoError};
+use crate::format::crc;
+use crate::format::info::Msg;
 use crate::format::store_line::{STORE_LINE_BYTES, StoreLine};
 use crate::io::{Done, Failed, FileId, Io, Op, OpenMode, RelPath};
 use crate::large::StagedBody;
-use crate::limits::{STAGE_WRITE_BYTES_MAX, STAGES_MAX, STORED_BYTES_MAX};
+use crate::limits::{PREFIX_BYTES_MAX, STAGE_WRITE_BYTES_MAX, STAGES_MAX, STORED_BYTES_MAX};
 use crate::mbox;
 use crate::ops::{Purpose, unreachable_done};
 use crate::prepare::Summary;
@@ -43,8 +45,19 @@ struct Stage {
     staged: u64,
     written_back: u64,
     step: Step,
+    /// What another node says of it, if it is a copy of that node's file.
+    taken: Option<Taken>,
     /// Forgotten by its caller while an op was in flight: it goes when that ends.
     dropped: bool,
+}
+
+/// A large message of another node on its way here: its prefix is taken over as it is.
+struct Taken {
+    prefix: Bytes,
+    /// The end of the prefix.
+    line: StoreLine,
+    /// Of the stored bytes so far.
+    crc: u32,
 }
 
 /// What is awaited.
@@ -54,7 +67,8 @@ enum Step {
     Writing(Ticket, u64),
     Copying(Ticket, RelPath),
     Reopening(Ticket, u32),
-    Finishing(Ticket, Box<Finish>, Left),
+    /// With what it will be handed out, unless it is a copy of another node's file.
+    Finishing(Ticket, Option<Box<Finish>>, Left),
     /// Given out or refused: only the name is left.
     Done,
 }
@@ -72,6 +86,24 @@ struct Finish {
     cache: Bytes,
 }
 
+impl Stages {
+    /// Whether a path is that of a finished copy of the file that holds a message.
+    pub(super) fn has_taken(&self, path: &RelPath, msg: &Msg) -> bool {
+        let mut done = self
+            .open
+            .values()
+            .filter(|stage| matches!(stage.step, Step::Done));
+        let found = done.find(|stage| stage.path == *path && !stage.dropped);
+        found
+            .and_then(|stage| stage.taken.as_ref())
+            .is_some_and(|taken| {
+                taken.line.stored_len == msg.stored_len
+                    && taken.line.stored_crc == msg.stored_crc
+                    && taken.prefix.len() == usize::from(msg.skip)
+            })
+    }
+}
+
 impl<I: Io> Shard<I> {
     pub(super) fn stage_begin(
         &mut self,
@@ -80,10 +112,41 @@ impl<I: Io> Shard<I> {
         sender: &Bytes,
         internal_date: WallNs,
     ) -> Result<(), Refused> {
-        self.accepts_mail()?;
         if size_hint.is_some_and(|bytes| bytes > self.config.message_bytes_max) {
             return Err(Refused::TooLarge);
         }
+        let prefix_len = mbox::from_line(sender, internal_date).len() + STORE_LINE_BYTES;
+        self.stage_open(ticket, prefix_len, |stage| {
+            stage.sender = sender.clone();
+            stage.internal_date = internal_date;
+        })
+    }
+
+    /// As [`Self::stage_begin`], for the copy of another node's file.
+    pub(super) fn stage_take(&mut self, ticket: Ticket, prefix: Bytes) -> Result<(), Refused> {
+        let line_at = prefix.len().saturating_sub(STORE_LINE_BYTES);
+        let line = StoreLine::decode(prefix.get(line_at..).unwrap_or_default());
+        let line = line.map_err(Refused::BadRecords)?;
+        if line_at == 0 || prefix.len() > PREFIX_BYTES_MAX {
+            return Err(Refused::BadRecords(CorruptReason::Length));
+        }
+        if u64::from(line.stored_len) > STORED_BYTES_MAX {
+            return Err(Refused::TooLarge);
+        }
+        let crc = 0;
+        self.stage_open(ticket, prefix.len(), |stage| {
+            stage.taken = Some(Taken { prefix, line, crc });
+        })
+    }
+
+    /// Begins a stage file whose prefix has so many bytes; `fill` says the rest.
+    fn stage_open(
+        &mut self,
+        ticket: Ticket,
+        prefix_len: usize,
+        fill: impl FnOnce(&mut Stage),
+    ) -> Result<(), Refused> {
+        self.accepts_mail()?;
         if self.disk_is_full() {
             return Err(Refused::DiskFull);
         }
@@ -93,8 +156,6 @@ impl<I: Io> Shard<I> {
         let stage = StageId(self.stages.named);
         self.stages.named += 1;
         let path = RelPath::stage(self.identity.log_id, stage.0);
-        let from_len = mbox::from_line(sender, internal_date).len();
-        let prefix_len = from_len + STORE_LINE_BYTES;
         self.ops.start(
             Op::Open {
                 path: path.clone(),
@@ -102,20 +163,20 @@ impl<I: Io> Shard<I> {
             },
             Purpose::Stage(stage),
         );
-        self.stages.open.insert(
-            stage,
-            Stage {
-                path,
-                file: None,
-                sender: sender.clone(),
-                internal_date,
-                prefix_len: u64::try_from(prefix_len).expect("limits bound it"),
-                staged: 0,
-                written_back: 0,
-                step: Step::Opening(ticket),
-                dropped: false,
-            },
-        );
+        let mut found = Stage {
+            path,
+            file: None,
+            sender: Bytes::new(),
+            internal_date: WallNs::new(0),
+            prefix_len: u64::try_from(prefix_len).expect("limits bound it"),
+            staged: 0,
+            written_back: 0,
+            step: Step::Opening(ticket),
+            taken: None,
+            dropped: false,
+        };
+        fill(&mut found);
+        self.stages.open.insert(stage, found);
         Ok(())
     }
 
@@ -149,6 +210,9 @@ impl<I: Io> Shard<I> {
         if stage.staged + len > STORED_BYTES_MAX {
             return Err(Refused::TooLarge);
         }
+        if let Some(taken) = &mut stage.taken {
+            taken.crc = crc::extend(taken.crc, &data);
+        }
         stage.step = Step::Writing(ticket, len);
         let offset = stage.prefix_len + stage.staged;
         self.ops
@@ -157,6 +221,7 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn stage_expand(&mut self, ticket: Ticket, id: StageId) -> Result<(), Refused> {
+        self.made_here(id)?;
         let renamed = self.stages.named;
         self.stages.named += 1;
         let to = RelPath::stage(self.identity.log_id, renamed);
@@ -177,7 +242,8 @@ impl<I: Io> Shard<I> {
         cache: Bytes,
         guid: Guid,
     ) -> Result<(), Refused> {
-        let (stage, file) = self.idle_stage(id)?;
+        self.made_here(id)?;
+        let (stage, _) = self.idle_stage(id)?;
         assert_eq!(
             stage.staged, summary.stored_len,
             "the stage file holds the stored form"
@@ -193,10 +259,51 @@ impl<I: Io> Shard<I> {
             format_flags: line_flags(summary.format_flags),
         };
         let prefix = mbox::prefix(&stage.sender, stage.internal_date, &line);
+        let finish = Some(Box::new(Finish { summary, cache }));
+        self.write_ends(ticket, id, Bytes::from(prefix), finish)
+    }
+
+    /// As [`Self::stage_finish`], of the copy of another node's file: it has to be what its store line
+    /// says.
+    pub(super) fn stage_seal(&mut self, ticket: Ticket, id: StageId) -> Result<(), Refused> {
+        let (stage, _) = self.idle_stage(id)?;
+        let Some(taken) = &stage.taken else {
+            let reason = CorruptReason::Value("a stage file that was begun here");
+            return Err(Refused::BadRecords(reason));
+        };
+        if stage.staged != u64::from(taken.line.stored_len) {
+            return Err(Refused::BadRecords(CorruptReason::Length));
+        }
+        if taken.crc != taken.line.stored_crc {
+            return Err(Refused::BadRecords(CorruptReason::Checksum));
+        }
+        let prefix = taken.prefix.clone();
+        self.write_ends(ticket, id, prefix, None)
+    }
+
+    /// Refuses the copy of another node's file, whose prefix stands already.
+    fn made_here(&self, id: StageId) -> Result<(), Refused> {
+        match self.stages.open.get(&id) {
+            Some(stage) if stage.taken.is_some() => {
+                let reason = CorruptReason::Value("a stage file that another node began");
+                Err(Refused::BadRecords(reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The last writes: the prefix, and the newline that ends the message.
+    fn write_ends(
+        &mut self,
+        ticket: Ticket,
+        id: StageId,
+        data: Bytes,
+        finish: Option<Box<Finish>>,
+    ) -> Result<(), Refused> {
+        let (stage, file) = self.idle_stage(id)?;
         let end = stage.prefix_len + stage.staged;
-        stage.step = Step::Finishing(ticket, Box::new(Finish { summary, cache }), Left::Writes(2));
+        stage.step = Step::Finishing(ticket, finish, Left::Writes(2));
         let newline = Bytes::from_static(b"\n");
-        let data = Bytes::from(prefix);
         self.ops.start(
             Op::Write {
                 file,
@@ -320,7 +427,7 @@ impl<I: Io> Shard<I> {
                 if left > 1 {
                     stage.step = Step::Finishing(ticket, finish, Left::Writes(left - 1));
                 } else if canary::on(Canary::LoggedBeforeSync) {
-                    self.staged(id, ticket, *finish);
+                    self.staged(id, ticket, finish);
                 } else {
                     stage.step = Step::Finishing(ticket, finish, Left::Sync);
                     let file = stage.file.expect("it was just written");
@@ -329,14 +436,14 @@ impl<I: Io> Shard<I> {
             }
             (Step::Finishing(ticket, finish, Left::Sync), Done::Nothing) => {
                 self.metrics.flushes += 1;
-                self.staged(id, ticket, *finish);
+                self.staged(id, ticket, finish);
             }
             (_, other) => unreachable_done(&other),
         }
         Ok(())
     }
 
-    fn staged(&mut self, id: StageId, ticket: Ticket, finish: Finish) {
+    fn staged(&mut self, id: StageId, ticket: Ticket, finish: Option<Box<Finish>>) {
         let Some(stage) = self.stages.open.get_mut(&id) else {
             return;
         };
@@ -344,6 +451,11 @@ impl<I: Io> Shard<I> {
         if let Some(file) = stage.file.take() {
             self.ops.start(Op::Close { file }, Purpose::Tidy);
         }
+        let Some(finish) = finish else {
+            let result = Ok(stage.path.clone());
+            self.answer(Event::StageSealed { ticket, result });
+            return;
+        };
         let body = StagedBody {
             stage: id,
             path: stage.path.clone(),
@@ -373,7 +485,11 @@ impl<I: Io> Shard<I> {
                 ticket: *ticket,
                 result: Err(why),
             }),
-            Step::Finishing(ticket, _, _) => Some(Event::Staged {
+            Step::Finishing(ticket, Some(_), _) => Some(Event::Staged {
+                ticket: *ticket,
+                result: Err(why),
+            }),
+            Step::Finishing(ticket, None, _) => Some(Event::StageSealed {
                 ticket: *ticket,
                 result: Err(why),
             }),

@@ -1,6 +1,6 @@
 //! Second copies: two and three shards on simulated disks that play primary and copy over simulated
 //! links, with crashes of either side, failover, and what was cut off. `world` is the cluster, its
-//! register and its links; `rules` and `restart` are single facts; here are the seeds.
+//! register and its links; `rules`, `restart` and `large` are single facts; here are the seeds.
 
 #![expect(
     clippy::indexing_slicing,
@@ -11,6 +11,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod large;
 mod restart;
 mod rules;
 mod world;

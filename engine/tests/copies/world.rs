@@ -18,14 +18,16 @@ use ringpost_engine::format::info::{FLAGGED, SEEN, SpecialUse};
 use ringpost_engine::io::sim::{Crash, SimConfig};
 use ringpost_engine::position::Lsn;
 use ringpost_engine::request::{
-    Body, Event, FlagOp, Flags, MailboxChange, Outcome, Refused, Replicate, Request, StreamId,
-    Ticket, UidSet,
+    Body, Event, FlagOp, Flags, MailboxChange, Outcome, Refused, Replicate, Request, StageId,
+    StreamId, Ticket, UidSet,
 };
 use ringpost_netproto::id::{Guid, MailboxId, PartitionId};
 
 use crate::testkit::{Bench, empty_disk, guid, message, prepare, ticket_of, user};
 
 const PARTITIONS: u16 = 4;
+/// Mail of so many bytes has a file of its own.
+const LARGE_BYTES: usize = 4 << 10;
 const USERS: [&str; 6] = ["ann", "bob", "cid", "dot", "eve", "fay"];
 
 /// How a run ends.
@@ -67,7 +69,8 @@ struct Register {
 
 /// Something on a link.
 enum Letter {
-    Records(Replicate, Confirm),
+    /// With the files that its large messages are in.
+    Records(Replicate, Vec<Vec<u8>>, Confirm),
     Ack(Confirm, PartitionId, Result<u64, Refused>),
 }
 
@@ -92,6 +95,8 @@ struct Node {
     mails: BTreeMap<Ticket, (&'static str, u64)>,
     /// Requests of another node's, and what is to be confirmed.
     copies: BTreeMap<Ticket, (usize, Confirm, PartitionId)>,
+    /// Stage files of such a request: they go with its answer.
+    stages: BTreeMap<Ticket, Vec<StageId>>,
     events_seen: usize,
 }
 
@@ -149,6 +154,7 @@ impl World {
                 leads: BTreeMap::new(),
                 mails: BTreeMap::new(),
                 copies: BTreeMap::new(),
+                stages: BTreeMap::new(),
                 events_seen: 0,
             }
         };
@@ -228,7 +234,10 @@ impl World {
                 self.next_mail - 1
             }
         };
-        let size = self.rng.usize(100..1_500);
+        let size = match self.rng.u32(..6) {
+            0 => self.rng.usize(6_000..9_000),
+            _ => self.rng.usize(100..1_500),
+        };
         let size = *self.sizes.entry(number).or_insert(size);
         let node = match self.rng.u32(..4) {
             0 => self.rng.usize(..self.nodes.len()),
@@ -236,7 +245,14 @@ impl World {
         };
         let node = &mut self.nodes[node];
         let Some(bench) = node.up() else { return };
-        let body = Body::Small(prepare(&message(number, size)));
+        let body = if size < LARGE_BYTES {
+            Body::Small(prepare(&message(number, size)))
+        } else {
+            match bench.stage(number, &message(number, size)) {
+                Some(staged) => Body::Staged(staged),
+                None => return,
+            }
+        };
         let group = Bench::group(&[name], number, body);
         if let Ok(ticket) = bench.submit(Request::Append(group)) {
             node.mails.insert(ticket, (name, number));
@@ -312,6 +328,7 @@ impl World {
                 Event::Sealed { upto, items, .. } => self.ship(node, Some(upto), items),
                 Event::ShippedAgain { item } => self.ship(node, None, vec![item]),
                 Event::Replicated { ticket, result } => {
+                    self.drop_stages(node, ticket);
                     let Some((to, confirm, partition)) = self.nodes[node].copies.remove(&ticket)
                     else {
                         continue;
@@ -388,6 +405,7 @@ impl World {
         found.leads.clear();
         found.mails.clear();
         found.copies.clear();
+        found.stages.clear();
         found.events_seen = 0;
         for other in 0..self.nodes.len() {
             if other != node {
@@ -446,7 +464,7 @@ impl World {
                 .events
                 .iter()
                 .position(|event| ticket_of(event) == Some(ticket));
-            let found = place.map(|place| bench.events.swap_remove(place));
+            let found = place.map(|place| bench.events.remove(place));
             // Events keep their order but for the one that was asked for.
             if found.is_some() {
                 self.take_events(node)?;

@@ -390,6 +390,7 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::StageWritten { ticket, .. }
         | Event::StageExpanded { ticket, .. }
         | Event::Staged { ticket, .. }
+        | Event::StageSealed { ticket, .. }
         | Event::Mailboxes { ticket, .. }
         | Event::Listed { ticket, .. }
         | Event::Fetched { ticket, .. }
@@ -499,13 +500,40 @@ impl Bench {
     }
 
     /// Submits a request and waits for its answer; `None` if there is none.
-    fn ask(&mut self, request: Request) -> Option<Event> {
+    pub(crate) fn ask(&mut self, request: Request) -> Option<Event> {
         let ticket = self.submit(request).ok()?;
-        self.settle();
-        let place = self
-            .events
-            .iter()
-            .position(|event| ticket_of(event) == Some(ticket))?;
-        Some(self.events.swap_remove(place))
+        for _turn in 0..200_000 {
+            self.poll();
+            if !self.open.contains(&ticket) || self.disk.is_crashed() {
+                break;
+            }
+            self.pass_time();
+        }
+        let mut events = self.events.iter();
+        let place = events.position(|event| ticket_of(event) == Some(ticket))?;
+        Some(self.events.remove(place))
+    }
+
+    /// Takes another node's file of a large message over, as a daemon would; `None` if it is refused
+    /// or the disk crashed.
+    pub(crate) fn take_file(&mut self, prefix: &[u8], stored: &[u8]) -> Option<(StageId, RelPath)> {
+        let prefix = Bytes::copy_from_slice(prefix);
+        let Event::StageBegun { result, .. } = self.ask(Request::StageTake { prefix })? else {
+            return None;
+        };
+        let stage = result.ok()?;
+        for chunk in stored.chunks(3_001) {
+            let data = Bytes::copy_from_slice(chunk);
+            let Event::StageWritten { result, .. } =
+                self.ask(Request::StageWrite { stage, data })?
+            else {
+                return None;
+            };
+            result.ok()?;
+        }
+        let Event::StageSealed { result, .. } = self.ask(Request::StageSeal { stage })? else {
+            return None;
+        };
+        Some((stage, result.ok()?))
     }
 }

@@ -8,8 +8,9 @@ use super::numbers::msg_of;
 use super::{Answers, Gate, Held, Job, Piece, Records};
 use crate::dedupe::Key;
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
-use crate::io::Io;
-use crate::pending::Entry;
+use crate::io::{Io, Op};
+use crate::ops::Purpose;
+use crate::pending::{Entry, What};
 use crate::request::{Disowned, Event, Refused, Ticket};
 use crate::shard::Shard;
 use crate::shard::append::{Part, PartOf};
@@ -159,6 +160,10 @@ impl<I: Io> Shard<I> {
         self.pending_records -= 1;
         let user = self.users.get_mut(index);
         let seed = user.seed(user.generation());
+        if let What::Large(mail) = &entry.what {
+            let path = user.dir().segment_part(mail.segment);
+            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+        }
         let (hash, ordinal) = (user.hash, user.ordinal);
         if let Some(live) = user.live_mut() {
             live.tail.give_back(entry, seed);

@@ -3,8 +3,10 @@
 //!
 //! A request is checked in two steps. When it is taken: whether its bytes are records at all. When it
 //! has its turn in its partition: whether they continue what is here. Then all of it is one group.
-//! Numbers are the sender's; segments, offsets and slots are given here.
+//! Numbers are the sender's; segments, offsets and slots are given here. Large messages are linked
+//! into their users' directories first, and that is durable before a record names them.
 
+mod links;
 mod made;
 mod place;
 mod read;
@@ -18,8 +20,9 @@ use smallvec::SmallVec;
 use super::{Answers, Gate, Job, Records};
 use crate::format::info::Msg;
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
-use crate::io::Io;
+use crate::io::{Io, Op, RelPath};
 use crate::limits::APPEND_AGE_MAX_NS;
+use crate::ops::Purpose;
 use crate::request::{BusyReason, Event, MonotonicNs, Now, Refused, Replicate, Replicated, Ticket};
 use crate::shard::Shard;
 use crate::shard::append::{Part, PartOf};
@@ -41,6 +44,10 @@ pub(super) struct Replicating {
     since: MonotonicNs,
     /// What is answered once it is on this medium.
     upto: (u64, u32),
+    /// Links of large messages on their way to durability.
+    linking: u32,
+    /// Why one of them was not made.
+    unlinked: Option<Refused>,
 }
 
 /// A record that was checked for being one.
@@ -55,12 +62,18 @@ struct Incoming {
     /// Of a message.
     msg: Option<Msg>,
     user: Option<usize>,
+    /// Of a large message: its bytes in a stage file.
+    file: Option<RelPath>,
+    /// And its segment, once they are linked into the user's directory.
+    segment: Option<u32>,
 }
 
 /// What one look at a request came to.
 enum Looked {
     /// It is answered, or will be by itself.
     Done,
+    /// Its large messages are being linked.
+    Links,
     Refused(Refused),
     NoRoom(BusyReason),
 }
@@ -112,6 +125,8 @@ impl<I: Io> Shard<I> {
             loading: 0,
             since: now.monotonic,
             upto,
+            linking: 0,
+            unlinked: None,
         });
         let place = self.begin_place(partition);
         place.jobs.push_back(Job::Replicate(index));
@@ -196,12 +211,13 @@ impl<I: Io> Shard<I> {
         let Some(open) = self.copies.requests.get(index) else {
             return true;
         };
-        if open.loading > 0 {
+        if open.loading > 0 || open.linking > 0 {
             return false;
         }
         let (ticket, since) = (open.ticket, open.since);
         match self.look_at_request(now, index) {
             Looked::Done => true,
+            Looked::Links => false,
             Looked::NoRoom(_) if now.monotonic.since(since) < APPEND_AGE_MAX_NS => false,
             Looked::NoRoom(reason) => {
                 self.end_request(index);
@@ -234,7 +250,8 @@ impl<I: Io> Shard<I> {
         let needs_promise = epoch > promised;
         let open = self.copies.requests.get(index).expect("an open request");
         let fresh = open.incoming.get(known..).unwrap_or_default();
-        if let Err(refused) = self.makes_sense(fresh) {
+        let unlinked = open.unlinked.clone().map_or(Ok(()), Err);
+        if let Err(refused) = unlinked.and_then(|()| self.makes_sense(fresh)) {
             return Looked::Refused(refused);
         }
         let held = |one: &Incoming| {
@@ -265,6 +282,11 @@ impl<I: Io> Shard<I> {
         let need = need + RECORD_HEADER_BYTES;
         if need > self.log.payload_max() {
             return Looked::Refused(Refused::TooLarge);
+        }
+        match self.link_replicas(index, known) {
+            Ok(0) => {}
+            Ok(_) => return Looked::Links,
+            Err(refused) => return Looked::Refused(refused),
         }
         if self.log.room(need).is_none() {
             return Looked::NoRoom(BusyReason::SlowDisk);
@@ -415,6 +437,13 @@ impl<I: Io> Shard<I> {
 
     fn end_request(&mut self, index: usize) {
         let open = self.copies.requests.remove(index);
+        for one in &open.incoming {
+            if let (Some(segment), Some(user)) = (one.segment, one.user) {
+                // Promised to nobody: it gets no record.
+                let path = self.users.get(user).dir().segment_part(segment);
+                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            }
+        }
         for user in open.users {
             self.users.unpin(user);
             self.users.forget_if_absent(user);

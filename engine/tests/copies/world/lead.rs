@@ -137,13 +137,16 @@ impl World {
             if end <= last {
                 continue;
             }
-            let records = Replicate {
+            let mut records = Replicate {
                 epoch,
                 commit_pseq: 0,
                 ..records.clone()
             };
             let ours = self.tail(primary, partition);
+            let files = self.files_of(copy, &records);
+            let stages = self.take_files(primary, &mut records, files)?;
             let back = self.ask(primary, Request::Replicate(Box::new(records)))?;
+            self.drop_taken(primary, stages.unwrap_or_default());
             match back {
                 Some(Event::Replicated { result: Ok(_), .. }) => {}
                 // Its tail is another one: it goes, ours stays.

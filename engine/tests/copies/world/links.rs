@@ -3,11 +3,17 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ringpost_engine::position::Lsn;
-use ringpost_engine::request::{Refused, Request, SealedItem, StreamId};
+use ringpost_engine::request::{
+    Refused, Replicate, Request, SealedItem, StageId, StreamId, Ticket,
+};
 use ringpost_netproto::id::PartitionId;
 
 use super::tails::chains;
 use super::{Confirm, Letter, World};
+
+/// Of the MSG run in a `DELIVER_FILE`, and `skip` in it (FORMAT.md).
+const DELIVER_FILE_FIXED_AT: usize = 72;
+const MSG_SKIP_AT: usize = 52;
 
 impl World {
     pub(super) fn ship(&mut self, node: usize, upto: Option<Lsn>, items: Vec<SealedItem>) {
@@ -20,7 +26,8 @@ impl World {
             *counts.entry(item.stream).or_default() += 1;
             let stream = item.stream;
             let confirm = Confirm { stream, upto };
-            self.send(node, to, Letter::Records(item.records, confirm));
+            let files = self.files_of(node, &item.records);
+            self.send(node, to, Letter::Records(item.records, files, confirm));
         }
         let Some(upto) = upto else { return };
         for (stream, count) in counts {
@@ -54,8 +61,11 @@ impl World {
             .and_then(VecDeque::pop_front);
         let letter = letter.expect("it was there");
         match letter {
-            Letter::Records(records, confirm) => {
+            Letter::Records(mut records, files, confirm) => {
                 let partition = records.partition;
+                let Some(stages) = self.take_files(to, &mut records, files)? else {
+                    return Ok(());
+                };
                 let node = &mut self.nodes[to];
                 let Some(bench) = node.up() else {
                     return Ok(());
@@ -63,6 +73,7 @@ impl World {
                 match bench.submit(Request::Replicate(Box::new(records))) {
                     Ok(ticket) => {
                         node.copies.insert(ticket, (from, confirm, partition));
+                        node.stages.insert(ticket, stages);
                     }
                     Err(Refused::BadRecords(reason)) => {
                         return Err(format!("records are no records: {reason}"));
@@ -149,6 +160,64 @@ impl World {
             self.drop_link(from, to);
         } else {
             self.dead.insert((from, to), true);
+        }
+    }
+
+    /// The bytes of the large messages among records, as they lie on the sender's disk.
+    pub(super) fn files_of(&self, node: usize, records: &Replicate) -> Vec<Vec<u8>> {
+        let bench = self.nodes[node].bench.as_ref().expect("it is up");
+        let files = records.items.iter().filter_map(|item| item.file.as_ref());
+        let read = files.map(|path| {
+            bench
+                .disk
+                .read(path)
+                .expect("it waits, so its file is there")
+        });
+        read.collect()
+    }
+
+    /// Puts them into stage files of the receiver; `None` if it is down, or has no room for them.
+    pub(super) fn take_files(
+        &mut self,
+        node: usize,
+        records: &mut Replicate,
+        files: Vec<Vec<u8>>,
+    ) -> Result<Option<Vec<StageId>>, String> {
+        let Some(bench) = self.nodes[node].up() else {
+            return Ok(None);
+        };
+        let mut stages = Vec::new();
+        let large = records.items.iter_mut().filter(|item| item.file.is_some());
+        for (item, bytes) in large.zip(files) {
+            let skip_at = DELIVER_FILE_FIXED_AT + MSG_SKIP_AT;
+            let skip = item.record[skip_at..skip_at + 2]
+                .try_into()
+                .expect("two bytes");
+            let (prefix, stored) = bytes.split_at(usize::from(u16::from_le_bytes(skip)));
+            let stored = &stored[..stored.len() - 1];
+            let Some((stage, path)) = bench.take_file(prefix, stored) else {
+                return Ok(None);
+            };
+            stages.push(stage);
+            item.file = Some(path);
+        }
+        self.take_events(node)?;
+        Ok(Some(stages))
+    }
+
+    /// A request is answered: what it brought is linked, or refused.
+    pub(super) fn drop_stages(&mut self, node: usize, ticket: Ticket) {
+        let stages = self.nodes[node].stages.remove(&ticket);
+        self.drop_taken(node, stages.unwrap_or_default());
+    }
+
+    pub(super) fn drop_taken(&mut self, node: usize, stages: Vec<StageId>) {
+        let Some(bench) = self.nodes[node].up() else {
+            return;
+        };
+        let now = bench.now();
+        for stage in stages {
+            drop(bench.shard.submit(now, Request::StageDrop { stage }));
         }
     }
 }

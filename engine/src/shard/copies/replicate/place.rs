@@ -124,7 +124,7 @@ impl<I: Io> Shard<I> {
             Some(msg) if one.kind == RecordType::Deliver => {
                 self.reserve_bytes((user, msg.mailbox), msg.segment_bytes())
             }
-            Some(msg) => (msg.segment, 0),
+            Some(_) => (one.segment.expect("it was linked"), 0),
             None => (0, 0),
         };
         let batch = self.log.open_batch_mut().expect("room was made");

@@ -20,7 +20,8 @@ impl<I: Io> Shard<I> {
         let (mut pseq, mut before) = (request.prev_pseq, request.prev_chain);
         let mut incoming = Vec::with_capacity(request.items.len());
         for shipped in &request.items {
-            let one = self.read_record(&shipped.record, shipped.body.as_ref())?;
+            let mut one = self.read_record(&shipped.record, shipped.body.as_ref())?;
+            one.file.clone_from(&shipped.file);
             let same = one.head.partition == request.partition
                 && one.head.pseq == pseq.saturating_add(1)
                 && one.head.epoch <= request.epoch;
@@ -29,12 +30,6 @@ impl<I: Io> Shard<I> {
             }
             if chain(before, &one.record) != one.head.chain {
                 return Err(CorruptReason::Checksum);
-            }
-            if one.kind == RecordType::DeliverFile {
-                // Its stage file would have to be linked and synced before the record.
-                return Err(CorruptReason::Value(
-                    "a large message, which a copy does not take yet",
-                ));
             }
             (pseq, before) = (one.head.pseq, one.head.chain);
             incoming.push(one);
@@ -95,6 +90,8 @@ impl<I: Io> Shard<I> {
             cache_len,
             msg,
             user: None,
+            file: None,
+            segment: None,
         })
     }
 
