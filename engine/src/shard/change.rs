@@ -363,6 +363,8 @@ impl<I: Io> Shard<I> {
     /// Refuses a change none of whose frames is awaited.
     pub(super) fn refuse_change_if_idle(&mut self, change: usize, why: Refused) {
         if self.changes.get(change).is_some_and(|open| open.parts == 0) {
+            // Its number is given to another, whose turn is its own.
+            self.turns.retain(|other| *other != change);
             self.refuse_change(change, why);
         }
     }
