@@ -453,3 +453,31 @@ fn a_first_superblock_that_was_garbled_is_made_again() {
         }
     }
 }
+
+/// The first checkpoint ended by a sync that failed and marked what it left behind as clean: the next
+/// process found the delivery ids in the cache, synced them again and believed that.
+#[test]
+fn ids_that_a_failed_sync_left_in_the_cache_are_written_again() {
+    let config = ShardConfig {
+        checkpoint_sync: CheckpointSync::PerFile,
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    for sync in 1..16 {
+        let mut bench = Bench::on(empty_disk(forgetful(sync)), config.clone()).expect("opens");
+        bench.deliver(&[BOB], 1, &message(1, 300));
+        let at = bench.disk.syncs() + sync;
+        bench
+            .disk
+            .configure(|config| config.sync_error_at = Some(at));
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        let mut bench = bench.crash(Crash::Kill);
+        bench.drain();
+        let mut bench = bench.crash(Crash::PowerCut);
+        let again = bench.deliver(&[BOB], 1, &message(1, 300));
+        let known = matches!(again[..], [Outcome::Duplicate { .. }]);
+        assert!(known, "sync {sync}: {again:?}");
+        no_damage_is_named(&bench, &format!("sync {sync}"));
+    }
+}

@@ -425,20 +425,6 @@ fn is_unused<I: Io>(ops: &mut Ops<I>, identity: &ShardIdentity) -> Result<bool, 
     }
 }
 
-/// Makes durable what is in a file, if it is there.
-fn sync_file<I: Io>(ops: &mut Ops<I>, path: RelPath) -> Result<(), IoError> {
-    let mode = OpenMode::Read;
-    let file = match ops.run_plain(Op::Open { path, mode }) {
-        Ok(Done::Opened { file, .. }) => file,
-        Ok(other) => unreachable_done(&other),
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    ops.run_plain(Op::Sync { file })?;
-    ops.run_plain(Op::Close { file })?;
-    Ok(())
-}
-
 /// A derived file, whole; `None` if it is not there.
 fn read_file<I: Io>(
     ops: &mut Ops<I>,
@@ -524,13 +510,13 @@ impl Redo {
         let entry_bytes = u64::try_from(DEDUPE_ENTRY_BYTES).expect("48");
         let header_bytes = u64::try_from(DEDUPE_HEADER_BYTES).expect("4096");
         let bytes_max = header_bytes + CAPACITY_MAX * entry_bytes;
-        // A killed process may have written ids that are in a cache only: those that are found count
-        // as saved from here on.
-        sync_file(ops, path.clone())?;
         let Some(file) = read_file(ops, path.clone(), bytes_max)? else {
             return Ok(());
         };
         match DedupeHeader::open(&file, identity.store, log_id) {
+            // No checkpoint says that it holds anything, and nothing proves that it is durable, not even
+            // a sync, since one that failed may have marked its pages clean: it is written anew.
+            Ok(header) if superblock.dedupe_next == 0 && header.base_next == 0 => {}
             Ok(header) => {
                 let next = dedupe_next(&header, &file, superblock.dedupe_next);
                 if self.window.load(&header, &file, next) {

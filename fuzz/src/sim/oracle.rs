@@ -21,8 +21,6 @@ pub(super) struct Excuses {
     pub(super) hurt: bool,
     /// The disk is or was full.
     pub(super) full: bool,
-    /// The window of duplicates may be shorter than the model thinks.
-    pub(super) short_window: bool,
     /// Bytes on the medium may be wrong: a piece of a message is not held against a checksum
     /// (storage.md 8.2), a whole one is.
     pub(super) rotten: bool,
@@ -292,11 +290,10 @@ impl Oracle {
         match outcome {
             Outcome::Stored { uid, modseq, .. } => {
                 let (stored, window) = (self.stored, self.window);
-                let short = self.excuses.short_window;
                 let person = self.person_mut(to.who);
                 let known = person.ids.get(&key).copied();
                 ensure!(
-                    !to.once || short || known.is_none_or(|known| known.at + window < stored),
+                    !to.once || known.is_none_or(|known| known.at + window < stored),
                     "mail {mail} of {} was stored twice: as {known:?} and as {uid}",
                     person.name
                 );
