@@ -33,6 +33,11 @@ macro_rules! canaries {
                 )
             }
 
+            /// Those that other measures make harmless, so that nobody can find them: replay is
+            /// idempotent, and in a torn file that is written on, each frame still names the checksum
+            /// of the one before it. A seed that finds one of them says that such a measure is gone.
+            pub const HARMLESS: &[Self] = &[Self::TornFileReused, Self::ReplayedTwice];
+
             /// Lower case with hyphens, for command lines and reports.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -60,6 +65,10 @@ canaries! {
     NewerSuperOverwritten = "newer-super-overwritten",
     /// Log files are free as soon as their checkpoint begins.
     RearmedEarly = "rearmed-early",
+    /// After a restart the log goes on in the file whose end was torn.
+    TornFileReused = "torn-file-reused",
+    /// Log files are read after a kill without waiting for what is still on its way into them.
+    ReadBeforeSync = "read-before-sync",
     /// A log file keeps its salt when it is armed again.
     SaltKept = "salt-kept",
     /// What looks like the end of the log is believed to be.
@@ -68,6 +77,8 @@ canaries! {
     TornTakenAsDamage = "torn-taken-as-damage",
     /// A checkpoint says that it holds what was only handed to the kernel.
     CheckpointBeyondDurable = "checkpoint-beyond-durable",
+    /// Records are written into a user's files before they are durable.
+    WrittenBeyondDurable = "written-beyond-durable",
     /// A failed sync is tried again and believed.
     SyncRetried = "sync-retried",
     /// What found no room on the disk counts as written.
@@ -78,18 +89,26 @@ canaries! {
     LoggedBeforeSync = "logged-before-sync",
     /// The directory of a large message is not synced before its record.
     DirSyncLeftOut = "dir-sync-left-out",
+    /// After a load the next uid is the one behind the last message that is alive.
+    UidnextFromLive = "uidnext-from-live",
     /// Readers see a message before it is durable.
     VisibleEarly = "visible-early",
+    /// The body of a message and its delivery are in different frames.
+    BodyApart = "body-apart",
     /// Delivery ids since the last checkpoint are forgotten at a restart.
     DedupeNotRefilled = "dedupe-not-refilled",
     /// A duplicate is answered while the first copy is not durable.
     DuplicateInFlight = "duplicate-in-flight",
     /// A refused delivery leaves its id.
     RefusedRemembered = "refused-remembered",
+    /// Messages that only the log has count twice in a quota.
+    QuotaCountedTwice = "quota-counted-twice",
     /// A file that the index does not name is removed when its user is loaded.
     UnreferencedDeleted = "unreferenced-deleted",
     /// Replay applies each record twice.
     ReplayedTwice = "replayed-twice",
+    /// The checksum of a run does not cover whose it is and where.
+    SeedLeftOut = "seed-left-out",
     /// The index of a checkpoint is synced, the segments it points into are not.
     IndexAheadOfData = "index-ahead-of-data",
     /// A compaction's old files are unlinked before its record is durable.

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use ringpost_netproto::id::MailboxId;
 use smallvec::SmallVec;
 
-use super::{DeadFile, Index};
+use super::{DeadFile, Index, alive};
+use crate::canary::{self, Canary};
 use crate::error::CorruptReason;
 use crate::format::info::{
     FIRST_SLOT, INFO_HEADER_BYTES, InfoHeader, MSG_FIXED_BYTES, MailboxOp, Msg, MsgFixed, Run,
     Runs, SLOT, Seed,
 };
 use crate::format::{Reserved, index as as_index};
-use crate::pending::{Entry, What};
-use crate::tail::{Existence, Tail};
+use crate::pending::{Entry, LargeMail, SmallMail, What};
+use crate::tail::{Existence, Tail, Usage};
 
 /// The info file of a user, whole.
 pub(crate) struct InfoFile<'a> {
@@ -85,6 +86,12 @@ pub(crate) fn fold<'a>(
             reason,
         })?;
     }
+    if canary::on(Canary::UidnextFromLive) {
+        for mailbox in &mut folded.tail.mailboxes {
+            let last = alive(folded.index.mailbox(mailbox.mailbox)).next_back();
+            mailbox.uidnext = last.map_or(1, |entry| entry.uid.value() + 1);
+        }
+    }
     // A user begins with INBOX and keeps it: a file cut behind its header is no user without mail.
     if let Some(file) = file
         && folded.tail.mailbox(MailboxId::INBOX).is_none()
@@ -155,6 +162,14 @@ impl Folded {
                 let msg = MsgFixed::read(&mail.head)?.values(Reserved::Unknown)?;
                 self.message(&msg, mail.head.clone(), mail.cache.clone());
             }
+        }
+        if canary::on(Canary::QuotaCountedTwice)
+            && let What::Small(SmallMail { head, .. }) | What::Large(LargeMail { head, .. }) =
+                &entry.what
+            && entry.slot > 0
+        {
+            let msg = MsgFixed::read(head)?.values(Reserved::Unknown)?;
+            self.tail.used = self.tail.used.plus(Usage::of(msg.rfc822_size));
         }
         self.tail.next_slot = self.tail.next_slot.max(entry.slot_end());
         Ok(())

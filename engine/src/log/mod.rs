@@ -230,6 +230,14 @@ impl<G> Log<G> {
         self.open.as_mut()
     }
 
+    /// Planted: what follows goes into another frame than what was encoded last, if there is one.
+    pub(crate) fn split(&mut self) {
+        if !self.bufs.is_empty() && self.files.is_armed() {
+            self.close();
+            self.open = self.open_batch();
+        }
+    }
+
     /// The batch being filled, if any.
     pub(crate) fn open_batch_mut(&mut self) -> Option<&mut Batch<G>> {
         self.open.as_mut()

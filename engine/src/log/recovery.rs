@@ -229,7 +229,9 @@ fn find<I: Io>(
             Done::Opened { file, .. } => file,
             other => unreachable_done(&other),
         };
-        ops.run_plain(Op::Sync { file })?;
+        if !canary::on(Canary::ReadBeforeSync) {
+            ops.run_plain(Op::Sync { file })?;
+        }
         let (block, count) = ops.run_read(file, 0, AlignedBuf::zeroed(2 * LOG_HEADER_BYTES))?;
         let block = block.get(..count).unwrap_or_default();
         let (block, first) = block

@@ -374,6 +374,11 @@ impl<I: Io> Shard<I> {
                     chunk.push(recipient);
                 }
                 Decision::Now(outcome) => {
+                    if canary::on(Canary::RefusedRemembered)
+                        && matches!(outcome, Outcome::Refused(_))
+                    {
+                        self.remember_refused(index, recipient);
+                    }
                     self.drop_reserved(index, recipient);
                     self.set_outcome(index, recipient, outcome);
                 }
@@ -551,6 +556,9 @@ impl<I: Io> Shard<I> {
         else {
             return;
         };
+        if recipient.dedupe != Dedupe::Yes {
+            return;
+        }
         let key = self.dedupe_key(*user, recipient, append.group.body.summary());
         let time_s = seconds(recipient.internal_date);
         self.window.insert(&key, Uid::new(1), time_s, Lsn::new(0));

@@ -42,13 +42,13 @@ impl<I: Io> Shard<I> {
         let users = append.users.clone();
         let segments = append.segments.clone();
         let cache_crc = crc::of(body.cache());
-        let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let placed_body = match body {
             Body::Small(body) => {
                 Some(self.encode_body(&body.cache, &body.stored, body.summary.stored_crc))
             }
             Body::Staged(_) => None,
         };
+        let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let mut done: SmallVec<[Decided; 1]> = SmallVec::new();
         for (nth, recipient_at) in chunk.iter().enumerate() {
             let recipient = group.recipients.get(*recipient_at);
@@ -83,9 +83,7 @@ impl<I: Io> Shard<I> {
             if let Some(window) = self.window_of(recipient.dedupe) {
                 window.insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
             }
-            if canary::on(Canary::VisibleEarly) {
-                self.publish_entries(user, std::mem::take(&mut entries));
-            }
+            self.hand_over_early(user, &mut entries);
             let kind = DecidedKind::Stored { uid, modseq };
             done.push(Decided {
                 recipient: *recipient_at,
@@ -104,6 +102,21 @@ impl<I: Io> Shard<I> {
             dedupe_next,
         };
         batch.attach(part, count);
+    }
+
+    /// Planted: records that are on their way into the log are shown, or the next checkpoint writes
+    /// them.
+    fn hand_over_early(&mut self, index: usize, entries: &mut SmallVec<[Entry; 1]>) {
+        if canary::on(Canary::VisibleEarly) {
+            self.publish_entries(index, std::mem::take(entries));
+        } else if canary::on(Canary::WrittenBeyondDurable) {
+            let user = self.users.get_mut(index);
+            if user.pending.is_empty() {
+                self.dirty.push(index);
+            }
+            user.pending.extend_from_slice(entries);
+            self.pending_records += u64::try_from(entries.len()).unwrap_or(0);
+        }
     }
 
     /// Where ids of such deliveries are remembered, if they are.
@@ -137,6 +150,9 @@ impl<I: Io> Shard<I> {
             .after(u64::try_from(stored_at).expect("inside a frame"));
         let len = u32::try_from(stored.len()).expect("below large_bytes");
         let memory = Some(stored.clone());
+        if canary::on(Canary::BodyApart) {
+            self.log.split();
+        }
         (placed.at, self.bodies.add(memory, lsn, len, stored_crc))
     }
 

@@ -128,7 +128,10 @@ impl<I: Io> Shard<I> {
         superblock.written_at = now.wall;
         let super_copy = super_copy ^ 1;
         write_super(&mut ops, super_file, super_copy, &superblock)?;
-        files.start_now(&mut ops, recovery.end, now.wall)?;
+        let reused = canary::on(Canary::TornFileReused) && recovery.torn_at.is_some();
+        if !reused {
+            files.start_now(&mut ops, recovery.end, now.wall)?;
+        }
         if let Some(torn) = recovery.torn_at {
             redo.notices.push(Notice::TornTail(Arc::new(torn)));
         }
@@ -305,7 +308,9 @@ fn open_super<I: Io>(
         Err(error) => return Err(error.into()),
     };
     // A killed process may have one on its way: it must not land on what is written from here on.
-    ops.run_plain(Op::Sync { file })?;
+    if !canary::on(Canary::ReadBeforeSync) {
+        ops.run_plain(Op::Sync { file })?;
+    }
     let (bytes, count) = ops.run_read(file, 0, AlignedBuf::zeroed(file_bytes))?;
     let bytes = bytes.get(..count).unwrap_or_default();
     let pair = match Pair::open(bytes, identity.store, identity.log_id) {
