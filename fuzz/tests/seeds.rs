@@ -45,6 +45,14 @@ const PINNED: &[(u64, &str)] = &[
         1231,
         "a compaction took bytes from a snapshot that were in the log only",
     ),
+    (
+        1961,
+        "the oracle did not know of a copy of what nobody was shown yet",
+    ),
+    (
+        2624,
+        "delivery ids that a failed sync left in the cache were believed durable",
+    ),
 ];
 
 /// Fresh seeds of each run.
