@@ -218,7 +218,7 @@ mod tests {
         assert!(csv.lines().all(|line| line.split(',').count() == columns));
         let markdown = read("peers.md");
         assert_eq!(markdown.lines().count(), 4);
-        assert!(markdown.contains("| dovecot-mdbox | 512 B | 4 | 200 |"));
+        assert!(markdown.contains("| dovecot-mdbox | 512 | 4 | 200 |"));
         let svg = read("peers.svg");
         assert_eq!(svg.matches("fill='#1f6f8b'").count(), 1);
         assert_eq!(svg.matches("fill='#b0b7bd'").count(), 1);

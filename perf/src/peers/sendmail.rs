@@ -9,6 +9,7 @@
 //! rate would be that of forking. It runs as root, which local mailers with accounts need.
 //! No alias file, no DNS, no IDENT: nothing of these is what is compared.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -120,7 +121,13 @@ impl Sendmail {
 
     fn store(root: &Rc<Root>, site: &Site<'_>, local: Local) -> anyhow::Result<Store> {
         match local {
-            Local::Dummy => Ok(Store::Nothing),
+            // Without $u sendmail would speak SMTP with it.
+            Local::Dummy => {
+                root.write("usr/bin/dummy", "#!/bin/sh\nexec cat >/dev/null\n")?;
+                let mode = std::fs::Permissions::from_mode(0o755);
+                std::fs::set_permissions(root.path("usr/bin/dummy"), mode)?;
+                Ok(Store::Nothing)
+            }
             Local::Procmail => {
                 root.fresh("var/mail", None)?;
                 root.folder("var/mail", None, 0o1777)?;
@@ -228,8 +235,8 @@ fn configuration(local: Local, port: u16) -> String {
 define(`LOCAL_MAILER_ARGS', `ringpost-deliver --socket {SOCKETS}/node -f $f -d $u')dnl
 MODIFY_MAILER_FLAGS(`LOCAL', `-w')dnl"
         ),
-        Local::Dummy => "define(`LOCAL_MAILER_PATH', `/bin/sh')dnl
-define(`LOCAL_MAILER_ARGS', `sh -c cat>/dev/null')dnl
+        Local::Dummy => "define(`LOCAL_MAILER_PATH', `/usr/bin/dummy')dnl
+define(`LOCAL_MAILER_ARGS', `dummy $u')dnl
 MODIFY_MAILER_FLAGS(`LOCAL', `-w')dnl"
             .to_owned(),
     };

@@ -1,8 +1,10 @@
 //! Mailboxes that are mbox files, one a user, in one folder: what procmail and the
 //! classic local mailers write.
 
+use std::fs::FileTimes;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use nix::unistd::{Gid, Uid, chown};
@@ -16,6 +18,9 @@ use crate::workload::{SENDER, Users};
 /// The `mail` account of Debian, which is in every machine's passwd: user and group.
 pub(crate) const MAIL: u32 = 8;
 
+/// A mailbox was read last so long before its last message came.
+const UNREAD: Duration = Duration::from_hours(1);
+
 /// The folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Spool {
@@ -24,9 +29,9 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// Gives each user a mailbox with one message; `owner` by the user's index. Returns how many
-    /// each has. procmail sleeps for a second before it writes to an empty mailbox, so that the
-    /// file's times tell of new mail: no figure here is to hold that.
+    /// Gives each user a mailbox with one unread message; `owner` by the user's index. Returns how
+    /// many each has. procmail sleeps for a second before it writes to a mailbox in which nothing
+    /// is unread, so that the file's times tell of new mail: no figure here is to hold that.
     pub(crate) fn fill(
         &self,
         users: &Users,
@@ -35,6 +40,10 @@ impl Spool {
         let first = format!(
             "From {SENDER} Mon Nov 23 21:39:13 2026\nFrom: {SENDER}\nSubject: welcome\n\nHello.\n\n"
         );
+        let now = SystemTime::now();
+        let times = FileTimes::new()
+            .set_accessed(now - UNREAD)
+            .set_modified(now);
         for index in 0..users.count() {
             let path = self.folder.join(users.name(index));
             let mut options = std::fs::OpenOptions::new();
@@ -45,6 +54,7 @@ impl Spool {
                 .open(&path)
                 .with_context(|| format!("cannot make {}", path.display()))?;
             std::io::Write::write_all(&mut file, first.as_bytes())?;
+            file.set_times(times)?;
             let owner = Uid::from_raw(owner(index));
             chown(&path, Some(owner), Some(Gid::from_raw(MAIL)))?;
         }
@@ -86,6 +96,8 @@ mod tests {
         assert_eq!(spool.fill(&users, |_| own).unwrap(), [1, 1]);
         let text = std::fs::read(folder.path().join("u0000001")).unwrap();
         assert_eq!(split_mbox(&text).len(), 1);
+        let times = std::fs::metadata(folder.path().join("u0000000")).unwrap();
+        assert!(times.accessed().unwrap() < times.modified().unwrap());
         assert!(spool.fill(&users, |_| own).is_err());
     }
 }

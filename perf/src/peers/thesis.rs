@@ -195,6 +195,6 @@ mod tests {
         let column: Vec<&str> = rows.iter().map(|row| row[1].as_str()).collect();
         assert_eq!(column, ["100", "250", "-", "2.50", "16", "64", "-"]);
         assert!(rows.iter().all(|row| row.len() == 3 && row[2] == "-"));
-        assert_eq!(heads(&[512, 4096]), ["", "512 B", "4 KiB"]);
+        assert_eq!(heads(&[512, 4096]), ["", "512", "4 KiB"]);
     }
 }
