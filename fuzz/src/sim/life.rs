@@ -32,6 +32,7 @@ impl Sim {
         for _life in 0..self.knobs.lives {
             self.draw_faults();
             if self.open()? {
+                self.postpone_sync_fault();
                 self.live()?;
             }
             self.end_life()?;
@@ -77,12 +78,12 @@ impl Sim {
                 let error = StepError { among, at, errno };
                 self.disk.configure(|config| config.error_at = Some(error));
             }
-            3 => {
+            3..=4 => {
                 let at = rng.u64(1..40);
                 self.disk
                     .configure(|config| config.sync_error_at = Some(at));
             }
-            4..=5 => {
+            5 => {
                 let room = used + rng.u64(..300_000);
                 self.disk.configure(|config| {
                     config.capacity_bytes = Some(room);
@@ -101,6 +102,18 @@ impl Sim {
             }
         }
         self.say(|_| "this life has a fault".to_owned());
+    }
+
+    /// Syncs that fail while the store opens are those of the log. Most others are of checkpoints, which
+    /// come later: so most of the faults drawn do, too.
+    fn postpone_sync_fault(&mut self) {
+        let at = self.disk.syncs() + self.rng.u64(1..12);
+        let is_late = self.rng.u8(..4) > 0;
+        self.disk.configure(|config| {
+            if is_late {
+                config.sync_error_at = config.sync_error_at.map(|_| at);
+            }
+        });
     }
 
     /// Takes faults back that last.

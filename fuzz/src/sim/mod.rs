@@ -146,6 +146,8 @@ struct Sim {
     sent: Vec<(usize, Vec<To>)>,
     /// Polls asked for at once, one behind the other.
     restless: u32,
+    /// Steps of the disk at the last look.
+    steps_seen: u64,
     /// The ticket whose answer is waited for, and the answer.
     wanted: Option<Place>,
     answer: Option<Event>,
@@ -175,6 +177,7 @@ impl Sim {
             appending: BTreeMap::new(),
             sent: Vec::new(),
             restless: 0,
+            steps_seen: 0,
             wanted: None,
             answer: None,
             clients: BTreeMap::new(),
@@ -268,7 +271,10 @@ impl Sim {
         let Some(node) = &self.node else {
             return Ok(());
         };
-        if node.is_restless() {
+        // What the disk did meanwhile is what it asked for.
+        let steps = self.disk.steps();
+        let moved = std::mem::replace(&mut self.steps_seen, steps) != steps;
+        if node.is_restless() && !moved {
             self.restless += 1;
             ensure!(
                 self.restless < RESTLESS_MAX,

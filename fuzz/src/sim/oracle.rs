@@ -70,7 +70,7 @@ pub(super) struct Oracle {
     pub(super) open: BTreeMap<Place, Asked>,
     pub(super) snapshots: Vec<Kept>,
     pub(super) excuses: Excuses,
-    /// Messages acknowledged as stored so far.
+    /// Messages acknowledged as stored so far, and copies that were asked for.
     pub(super) stored: u64,
     /// Deliveries that the window of duplicates certainly holds.
     pub(super) window: u64,
@@ -405,6 +405,14 @@ impl Oracle {
                 let mine = to.iter_mut().filter(|to| to.who == who);
                 mine.for_each(|to| to.alone = alone);
             }
+        }
+        if let Asked::Copy { of, .. } = &asked {
+            // A restart takes the copies in the log for deliveries, and they have places in its window.
+            let count = self.folder_mut(of.who, of.mailbox).map_or(0, |folder| {
+                let uids = folder.messages.keys();
+                uids.filter(|uid| of.uids.contains(Uid::new(**uid))).count()
+            });
+            self.stored += u64::try_from(count).unwrap_or(0);
         }
         self.open.insert(place, asked);
     }

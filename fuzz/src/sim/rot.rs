@@ -5,10 +5,14 @@
 use ringpost_engine::error::OpenError;
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Harsh, Sector};
+use ringpost_engine::limits::NOOP_INTERVAL_NS;
 
 use super::Sim;
 use super::model::{Verdict, ensure};
 use super::node::Node;
+
+/// More than any scrub of a small store takes in two intervals.
+const QUIET_TURNS_MAX: u32 = 2_000;
 
 impl Sim {
     /// The last life of a seed whose medium goes wrong.
@@ -47,8 +51,13 @@ impl Sim {
         self.work()?;
         self.settle()?;
         self.oracle.excuses.hurt = how < 2;
-        // A quiet moment: the last frame is vouched for.
-        for _turn in 0..60 {
+        // A quiet moment, in which at the most a scrub or a compaction goes on: the last frame is
+        // vouched for.
+        let until = self.disk.now_ns() + 2 * NOOP_INTERVAL_NS;
+        for turn in 0..QUIET_TURNS_MAX {
+            if turn >= 60 && self.disk.now_ns() >= until {
+                break;
+            }
             self.turn()?;
         }
         self.crash();
