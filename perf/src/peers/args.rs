@@ -20,7 +20,7 @@ const DRAIN_MAX: Duration = Duration::from_mins(2);
 #[derive(clap::Args, Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Args {
-    /// Systems, in this order [all]
+    /// Systems, in this order (default: all)
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<System>,
 

@@ -1,7 +1,7 @@
 //! `peers`: our doors and the mail stores an operator could pick instead, in turn, in one run: the
 //! same generator, messages and users, each system durable at its documented safe setting.
 //!
-//! [`run`] goes through sizes, messages in flight, rounds and systems; a system is one module behind
+//! [`run()`] goes through sizes, messages in flight, rounds and systems; a system is one module behind
 //! the trait in [`peer`], on packages that [`packages`] fetches and [`root`] lays out.
 
 mod args;
