@@ -9,7 +9,8 @@ use crate::request::{Copy, Now, StreamId};
 use crate::shard::Shard;
 
 impl<I: Io> Shard<I> {
-    /// A peer has all records of a stream in frames up to `upto` (of [`Event::Sealed`]) on its medium.
+    /// A peer has all records of a stream in frames up to `upto` (of
+    /// [`Event::Sealed`](crate::request::Event)) on its medium.
     /// Saying so twice, or late, does no harm. Answers come out of the next [`Self::poll`].
     pub fn copied(&mut self, now: Now, stream: StreamId, upto: Lsn) {
         self.positions.copied(stream, upto);
@@ -63,7 +64,7 @@ impl<I: Io> Shard<I> {
 
     /// Says which copy a partition has from here on (cluster.md 5). What is held goes on waiting under
     /// the new rule: [`Copy::None`] lets it go, a stream is handed all of it by
-    /// [`Event::ShippedAgain`], [`Copy::Follows`] fences those who wait for an answer.
+    /// [`Event::ShippedAgain`](crate::request::Event), [`Copy::Follows`] fences those who wait for an answer.
     pub fn set_copy(&mut self, now: Now, partition: PartitionId, copy: Copy) {
         if !self.identity.owns_partition(partition) {
             return;
