@@ -237,7 +237,7 @@ pub const KEYS: &[Key] = &[
         name: "memory_at_start",
         default: "auto",
         doc: "How much of that is taken at the start for messages that wait for a checkpoint, so that \
-              mail does not pay for fresh memory. `auto` is a sixty-fourth of the machine's memory \
+              mail does not pay for fresh memory. `auto` is a sixteenth of the machine's memory \
               divided by the cores; never more than their share of `memory_per_core`, two fifths.",
         reload: Reload::Restart,
         set: |config, text| {
@@ -484,7 +484,7 @@ impl Config {
     /// Bytes that a core keeps at hand for bodies from the start.
     pub fn memory_at_start(&self) -> u64 {
         let asked = self.memory_at_start;
-        let bytes = asked.or_else(|| self.machine_share(64)).unwrap_or(0);
+        let bytes = asked.or_else(|| self.machine_share(16)).unwrap_or(0);
         bytes.min(self.shard_config().pending_bytes_max)
     }
 
