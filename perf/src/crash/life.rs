@@ -94,7 +94,7 @@ fn config() -> ShardConfig {
 }
 
 /// The serial's message, if it is of the kind that this rig sends.
-fn content(seed: u64, serial: u64) -> Option<Vec<u8>> {
+pub(super) fn content(seed: u64, serial: u64) -> Option<Vec<u8>> {
     let bytes = letter::content(seed, serial);
     (!letter::is_empty(seed, serial) && bytes.len() < BYTES_MAX).then_some(bytes)
 }
@@ -117,9 +117,14 @@ struct Load {
     out: BufWriter<std::io::Stdout>,
 }
 
+/// A user's name.
+pub(super) fn user(number: usize) -> String {
+    format!("life{number}")
+}
+
 fn keys(engine: &Engine) -> anyhow::Result<Vec<UserKey>> {
     (0..USERS)
-        .map(|user| engine.user(&format!("life{user}")))
+        .map(|number| engine.user(&user(number)))
         .collect()
 }
 

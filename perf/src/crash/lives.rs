@@ -1,16 +1,18 @@
-//! The rigs whose daemon is none: compaction under load, and repair, each cut at a random moment.
+//! The rigs of what is no delivery: compaction under load, repair, import, each cut at a random moment.
 //!
 //! What no protocol asks for yet is done by a child that opens the store itself ([`super::life`]) and
 //! tells over a pipe what it was told. Afterwards: what was stored and not to be expunged is there
 //! once, under its uid, with its bytes; what is expunged does not come back; nothing else is there.
 //!
 //! A repair that is cut is run again; then the store has to hold what it holds after a repair that
-//! was left alone. An import belongs here when there is one: [`Task`] is the seam.
+//! was left alone. An import has a daemon (`import`), and is run again as well.
 
 #![expect(
     clippy::print_stdout,
     reason = "a rig speaks to whoever runs it, and its last line is read by scripts"
 )]
+
+mod import;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
@@ -47,6 +49,8 @@ pub(crate) enum Task {
     Compact,
     /// `ringpost repair` of a damaged store.
     Repair,
+    /// `ringpost import` of an mbox into a running daemon.
+    Import,
 }
 
 /// What is true of one user.
@@ -77,6 +81,7 @@ pub(super) struct Lives<'a> {
     compactions: u64,
     struck_in_compaction: u32,
     struck_in_repair: u32,
+    struck_in_import: u32,
     violations: Vec<String>,
 }
 
@@ -102,6 +107,7 @@ impl<'a> Lives<'a> {
             compactions: 0,
             struck_in_compaction: 0,
             struck_in_repair: 0,
+            struck_in_import: 0,
             violations: Vec::new(),
         }
     }
@@ -116,6 +122,7 @@ impl<'a> Lives<'a> {
             match task {
                 Task::Compact | Task::Deliver => self.compaction_round(round),
                 Task::Repair => self.repair_round(round),
+                Task::Import => self.import_round(round),
             }
             .with_context(|| format!("round {round}"))?;
         }
@@ -124,13 +131,14 @@ impl<'a> Lives<'a> {
         }
         println!(
             "{} rounds: {} stored, {} expunged, {} compactions; cut in the middle of a compaction {} \
-             times, of a repair {} times; {} violations",
+             times, of a repair {} times, of an import {} times; {} violations",
             self.common.rounds,
             self.stored,
             self.expunged,
             self.compactions,
             self.struck_in_compaction,
             self.struck_in_repair,
+            self.struck_in_import,
             self.violations.len()
         );
         Ok(self.violations.is_empty())
