@@ -99,6 +99,8 @@ pub(super) struct State {
     /// Finished, by `Io`.
     mail: BTreeMap<u32, Vec<Completion>>,
     pub(super) counted: Counted,
+    /// Those whose next `SyncTree` fails: another one's sync did, and the kernel tells each of them once.
+    untold: BTreeSet<u32>,
     pub(super) frozen: bool,
     /// The steps that were going on when it froze.
     limbo: Vec<Act>,
@@ -119,6 +121,7 @@ impl State {
             ios: 0,
             mail: BTreeMap::new(),
             counted: Counted::default(),
+            untold: BTreeSet::new(),
             frozen: false,
             limbo: Vec::new(),
             trace: String::new(),
@@ -330,7 +333,10 @@ impl State {
         }
         if act.syncs() && self.config.sync_error_at == Some(self.counted.syncs) {
             self.counted.faults += 1;
-            return Err(self.fail_sync(act));
+            return Err(self.fail_sync(act, running.io));
+        }
+        if matches!(act, Act::SyncTree) && self.untold.remove(&running.io) {
+            return Err(act.error(libc::EIO));
         }
         if matches!(act, Act::WriteDirect(..))
             && self.config.lost_write_at == Some(self.counted.log_writes)
@@ -371,7 +377,9 @@ impl State {
         })
     }
 
-    fn fail_sync(&mut self, act: &Act) -> IoError {
+    /// A failed write-back is the file system's (errseq_t of its superblock): pages are clean afterwards,
+    /// so whoever else syncs the tree has to hear of it, or would take them for written.
+    fn fail_sync(&mut self, act: &Act, io: u32) -> IoError {
         let only = match act {
             Act::SyncFile(id, _) => Some(Some(*id)),
             Act::SyncPath(path) => self.store.file(&plain(path.as_str())).ok().map(Some),
@@ -380,6 +388,8 @@ impl State {
         };
         if let Some(only) = only {
             crash::fail_sync(&mut self.store, only, &self.config, &mut self.rng);
+            self.untold
+                .extend((1..=self.ios).filter(|other| *other != io));
         }
         act.error(libc::EIO)
     }

@@ -384,6 +384,21 @@ fn an_error_is_counted_among_its_class() {
 }
 
 #[test]
+fn a_failed_sync_is_told_to_everybody_once() {
+    let disk = SimDisk::new(SimConfig::new(1));
+    let mut drivers = [1, 2, 3].map(|_| Driver::new(disk.io()));
+    let [first, second, third] = &mut drivers;
+    first.ok(Op::MakeDir { path: entry("a") });
+    disk.configure(|config| config.sync_error_at = Some(1));
+    assert_eq!(first.errno(Op::SyncTree), libc::EIO);
+    assert_eq!(second.errno(Op::SyncTree), libc::EIO);
+    for driver in [first, second] {
+        driver.ok(Op::SyncTree);
+    }
+    assert_eq!(third.errno(Op::SyncTree), libc::EIO);
+}
+
+#[test]
 fn names_and_files_and_quota_run_out() {
     let mut config = SimConfig::new(1);
     config.links_max = Some(2);
