@@ -377,8 +377,8 @@ impl State {
         })
     }
 
-    /// A failed write-back is the file system's (errseq_t of its superblock): pages are clean afterwards,
-    /// so whoever else syncs the tree has to hear of it, or would take them for written.
+    /// A failed write-back is the file system's (the kernel's `errseq_t` of a superblock): pages are
+    /// clean afterwards, so whoever else syncs the tree has to hear of it, or would take them for written.
     fn fail_sync(&mut self, act: &Act, io: u32) -> IoError {
         let only = match act {
             Act::SyncFile(id, _) => Some(Some(*id)),

@@ -24,7 +24,7 @@ const MESSAGES: usize = 5_000;
 /// How long a start and an orderly stop may take.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What two runs of the import say.
+/// What an import says with `--json`.
 #[derive(serde::Deserialize)]
 struct Report {
     imported: u64,
@@ -37,10 +37,37 @@ impl Lives<'_> {
         let mbox = self.folder.join("import.mbox");
         let serials = write_mbox(&mbox, self.seed, self.serial)?;
         self.serial = serials.last().context("an mbox with messages")? + 1;
+        let setup = self.import_setup()?;
+
+        let moment = Duration::from_millis(self.random.u64(5..=self.common.window_ms));
+        let ended = self.import_and_cut(&setup, user, &mbox, moment)?;
+        self.check(round)?;
+        let report = self.import_to_its_end(&setup, user, &mbox)?;
+        if ended && report.imported > 0 {
+            self.violations.push(format!(
+                "round {round}: lost: {} messages of an import that had ended",
+                report.imported
+            ));
+        }
+        let count = self.hold_against(round, user, &serials)?;
+        self.stored += u64::try_from(serials.len())?;
+        self.struck_in_import += u32::from(!ended);
+        println!(
+            "round {round}: struck after {} ms, {} the import; {} were there after it, {} more \
+             came, {count} in all",
+            moment.as_millis(),
+            if ended { "behind" } else { "in" },
+            report.already_there,
+            report.imported,
+        );
+        Ok(())
+    }
+
+    fn import_setup(&mut self) -> anyhow::Result<Setup> {
         let sockets = self.folder.join("s");
         std::fs::create_dir_all(&sockets)?;
         let interval = if self.random.bool() { "300 ms" } else { "60 s" };
-        let setup = Setup {
+        Ok(Setup {
             ringpostd: self.programs.ringpostd.clone(),
             data: self.data(),
             sockets,
@@ -53,12 +80,20 @@ impl Lives<'_> {
                 "logs.level=warn".to_owned(),
             ],
             start_max: PATIENCE,
-        };
+        })
+    }
 
-        let moment = Duration::from_millis(self.random.u64(5..=self.common.window_ms));
-        let daemon = Daemon::start(&setup)?;
+    /// Takes the power away at `moment` of an import. Whether that had ended.
+    fn import_and_cut(
+        &mut self,
+        setup: &Setup,
+        user: usize,
+        mbox: &Path,
+        moment: Duration,
+    ) -> anyhow::Result<bool> {
+        let daemon = Daemon::start(setup)?;
         let mut import = self
-            .import(&daemon, user, &mbox)
+            .import(&daemon, user, mbox)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -72,55 +107,42 @@ impl Lives<'_> {
         end(&mut import)?;
         daemon.kill()?;
         self.disk.power_up()?;
-        self.check(round)?;
+        Ok(ended.is_some())
+    }
 
-        let daemon = Daemon::start(&setup)?;
-        let again = self.import(&daemon, user, &mbox).output()?;
+    /// Imports the same again, with nothing in the way, and stops the daemon in order.
+    fn import_to_its_end(&self, setup: &Setup, user: usize, mbox: &Path) -> anyhow::Result<Report> {
+        let daemon = Daemon::start(setup)?;
+        let again = self.import(&daemon, user, mbox).output()?;
         let said = String::from_utf8_lossy(&again.stderr);
         ensure!(
             again.status.success(),
             "the import after the cut ended with {}: {said}",
             again.status
         );
-        let report: Report = serde_json::from_slice(&again.stdout)
+        let report = serde_json::from_slice(&again.stdout)
             .context("the import after the cut printed no report")?;
         let status = daemon.stop(PATIENCE)?;
         ensure!(status.success(), "the daemon stopped with {status}");
-        if ended.is_some() && report.imported > 0 {
-            self.violations.push(format!(
-                "round {round}: lost: {} messages of an import that had ended",
-                report.imported
-            ));
-        }
+        Ok(report)
+    }
 
+    /// Every message of the mbox is there, once, beside those of earlier rounds; how many in all.
+    fn hold_against(&mut self, round: u32, user: usize, serials: &[u64]) -> anyhow::Result<usize> {
         if let Some(truth) = self.boxes.get_mut(user) {
-            truth.doubtful.extend(&serials);
+            truth.doubtful.extend(serials);
         }
         let found = self.read()?;
         self.compare(round, &found);
         let there = self.boxes.get(user).map(|truth| &truth.kept);
-        for serial in &serials {
+        for serial in serials {
             if !there.is_some_and(|kept| kept.values().any(|kept| kept == serial)) {
                 self.violations.push(format!(
                     "round {round}: not there after a whole import: user {user} serial {serial}"
                 ));
             }
         }
-        self.stored += u64::try_from(serials.len())?;
-        self.struck_in_import += u32::from(ended.is_none());
-        println!(
-            "round {round}: struck after {} ms, {}; {} were there after it, {} more came, {} in all",
-            moment.as_millis(),
-            if ended.is_none() {
-                "in the import"
-            } else {
-                "behind the import"
-            },
-            report.already_there,
-            report.imported,
-            found.len(),
-        );
-        Ok(())
+        Ok(found.len())
     }
 
     fn import(&self, daemon: &Daemon, user: usize, mbox: &Path) -> Command {
