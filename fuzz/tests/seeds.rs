@@ -53,6 +53,10 @@ const PINNED: &[(u64, &str)] = &[
         2624,
         "delivery ids that a failed sync left in the cache were believed durable",
     ),
+    (
+        912_341,
+        "the simulated disk told one shard of a failed sync, and another's said yes",
+    ),
 ];
 
 /// Fresh seeds of each run.

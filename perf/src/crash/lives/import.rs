@@ -161,7 +161,8 @@ impl Lives<'_> {
 }
 
 /// Writes messages from `from` on as an mboxrd; their serials. Only those that an mbox can hold byte
-/// for byte are taken: lines that end with LF, the last one too.
+/// for byte are taken: lines that end with LF, the last one too. Quoted here and not by the engine,
+/// whose reading of it is what is tried.
 fn write_mbox(path: &Path, seed: u64, from: u64) -> anyhow::Result<Vec<u64>> {
     let mut out = BufWriter::new(std::fs::File::create(path)?);
     let mut serials = Vec::with_capacity(MESSAGES);
