@@ -242,6 +242,68 @@ fn one_users_mail_comes_back_once() {
     assert!(daemon.stop().success());
 }
 
+/// Whether any file below a directory has these bytes.
+fn holds(dir: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return holds(&path, bytes);
+        }
+        let found = std::fs::read(&path).unwrap();
+        memchr::memmem::find(&found, bytes).is_some()
+    })
+}
+
+#[test]
+fn a_backup_of_one_user_is_the_users_alone() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let daemon = start(&scratch);
+    let large = [stamped("large"), vec![b'x'; 300 << 10], b"\r\n".to_vec()].concat();
+    for number in 0..30 {
+        let both = ["ann@v.test", "bob@v.test"];
+        daemon
+            .client()
+            .deliver(&both, &stamped(&format!("both {number}")));
+        daemon
+            .client()
+            .deliver(&both[..1], &stamped(&format!("secret {number}")));
+    }
+    daemon.client().deliver(&["bob@v.test"], &large);
+    let copy = scratch.path("copy");
+    let copy_name = copy.display().to_string();
+    let made = done(&data, &["backup", "--user", "bob@v.test", &copy_name]);
+    assert!(made.contains("bob@v.test alone, 31 messages"), "{made}");
+    for mark in ["secret", "ann@v.test"] {
+        assert!(holds(&data, mark.as_bytes()), "{mark}");
+        assert!(!holds(&copy, mark.as_bytes()), "{mark}");
+    }
+    done(&copy, &["check", "--level", "full"]);
+    let mbox = done(&copy, &["export", "bob@v.test"]);
+    assert_eq!(mbox.matches("Subject: both").count(), 30, "{mbox}");
+
+    let absent = scratch.path("absent").display().to_string();
+    let nobody = refused(&data, &["backup", "--user", "eve@v.test", &absent]);
+    assert!(nobody.contains("no such user"), "{nobody}");
+    assert!(!scratch.path("absent").join("STORE").exists());
+    let node = refused(&scratch.path("x"), &["restore", "--from", &copy_name]);
+    assert!(node.contains("bob@v.test alone"), "{node}");
+    let other = refused(&data, &["restore", "ann@v.test", "--from", &copy_name]);
+    assert!(other.contains("nothing of ann@v.test"), "{other}");
+    let there = done(&data, &["restore", "bob@v.test", "--from", &copy_name]);
+    assert!(there.contains("INBOX: 0 restored, 31 there"), "{there}");
+    assert!(daemon.stop().success());
+    let elsewhere = Scratch::new();
+    let daemon = start(&elsewhere);
+    let came = done(
+        &elsewhere.data(),
+        &["restore", "bob@v.test", "--from", &copy_name],
+    );
+    assert!(came.contains("INBOX: 31 restored, 0 there"), "{came}");
+    assert_eq!(daemon.client().fetch("bob@v.test", 31), large);
+    assert!(daemon.stop().success());
+}
+
 #[test]
 fn a_users_mail_of_a_moment_between_backups_comes_back() {
     let scratch = Scratch::new();

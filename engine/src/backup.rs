@@ -5,13 +5,17 @@
 //! shards do meanwhile, as long as they hold a backup ([`Request::BackupBegin`](crate::request)):
 //! STORE; each superblock with its tables; then all files of the users; then the log from that
 //! superblock on, frame by frame, up to where it ended when the last of those files was read; then the
-//! large messages that this log names and that came too late for their user's turn. A log is walked by a [`Walker`], which knows files
-//! that left it for the archive.
+//! large messages that this log names and that came too late for their user's turn. A log is walked by a
+//! [`Walker`], which knows files that left it for the archive.
+//!
+//! A copy of one user is the same with everything of the others left out: their directories are not there,
+//! their records in the log are blanks. It is read as any copy is, and kept apart by whoever makes it.
 //!
 //! Nothing here has a ring: whoever copies may block. The source is only read.
 
 mod copy;
 mod live;
+mod only;
 mod walk;
 
 use crate::error::{Corrupt, IoError};
@@ -31,6 +35,9 @@ pub enum BackupError {
     /// Bytes are damaged that nothing else has.
     #[error("{0}; `ringpost check` tells what else is damaged")]
     Damaged(Corrupt),
+    /// Neither a directory nor the log knows the user.
+    #[error("no such user")]
+    NoSuchUser,
     /// The log has a hole.
     #[error(
         "log {log_id:02x} has no file with position {lsn}{}: it was recycled or removed",

@@ -33,11 +33,6 @@ macro_rules! canaries {
                 )
             }
 
-            /// Those that other measures make harmless, so that nobody can find them: replay is
-            /// idempotent, and in a torn file that is written on, each frame still names the checksum
-            /// of the one before it. A seed that finds one of them says that such a measure is gone.
-            pub const HARMLESS: &[Self] = &[Self::TornFileReused, Self::ReplayedTwice];
-
             /// Lower case with hyphens, for command lines and reports.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -65,7 +60,8 @@ canaries! {
     NewerSuperOverwritten = "newer-super-overwritten",
     /// Log files are free as soon as their checkpoint begins.
     RearmedEarly = "rearmed-early",
-    /// After a restart the log goes on in the file whose end was torn.
+    /// After a restart the log goes on in the file whose end was torn, and a frame need not name the one
+    /// before it: either alone is harmless.
     TornFileReused = "torn-file-reused",
     /// Log files are read after a kill without waiting for what is still on its way into them.
     ReadBeforeSync = "read-before-sync",
@@ -105,7 +101,8 @@ canaries! {
     QuotaCountedTwice = "quota-counted-twice",
     /// A file that the index does not name is removed when its user is loaded.
     UnreferencedDeleted = "unreferenced-deleted",
-    /// Replay applies each record twice.
+    /// Replay applies each record twice, and an index takes a message that it has: either alone is
+    /// harmless.
     ReplayedTwice = "replayed-twice",
     /// The checksum of a run does not cover whose it is and where.
     SeedLeftOut = "seed-left-out",

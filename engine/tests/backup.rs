@@ -12,7 +12,7 @@ use ringpost_engine::request::{
     Body, BusyReason, Event, FlagOp, Flags, Outcome, Refused, Request, Ticket, UidSet, Which,
 };
 use ringpost_netproto::id::MailboxId;
-use testkit::backup::{LEASE_NS, Memory, begin, end, turns};
+use testkit::backup::{LEASE_NS, Memory, begin, copied_of, copier, end, turns};
 use testkit::{Bench, check_disk, empty_disk, guid, message, prepare, ticket_of, user};
 
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
@@ -127,12 +127,22 @@ fn archive(disk: &SimDisk) -> Vec<String> {
 
 /// The copy has all that was acknowledged when it began and is not expunged since, nothing else than what
 /// somebody sent, and nothing that was gone before.
-fn compare(copy: SimDisk, before: &Told, after: &Told, context: &str) {
+fn compare(
+    copy: SimDisk,
+    only: Option<&'static str>,
+    (before, after): (&Told, &Told),
+    context: &str,
+) {
     let report = check_disk(&copy);
     assert!(report.is_sound(), "{context}: {:?}", report.findings);
     let opened = Bench::on(copy, ShardConfig::tiny());
     let mut bench = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
     for (who, name) in USERS.iter().enumerate() {
+        if only.is_some_and(|only| only != *name) {
+            let there = bench.statuses(name);
+            assert!(there.is_err(), "{context}: {name}: {there:?}");
+            continue;
+        }
         let found = bench.mailbox(name);
         for ((_, uid), (number, text)) in before.stored.iter().filter(|((user, _), _)| *user == who)
         {
@@ -159,8 +169,8 @@ fn compare(copy: SimDisk, before: &Told, after: &Told, context: &str) {
 }
 
 /// A life before, during and after a copy that is made in small steps between its acts.
-fn live_and_copy(seed: u64, shard: ShardConfig) {
-    let context = format!("seed {seed}");
+fn live_and_copy(seed: u64, shard: ShardConfig, only: Option<&'static str>) {
+    let context = format!("seed {seed}, {only:?}");
     let mut random = fastrand::Rng::with_seed(seed);
     let disk = empty_disk(SimConfig::new(seed));
     let mut bench = Bench::on(disk, shard).expect("an empty store opens");
@@ -181,12 +191,19 @@ fn live_and_copy(seed: u64, shard: ShardConfig) {
         ..Told::default()
     };
     let source = bench.disk.clone();
-    let mut copy = Memory::default();
-    let mut copier =
-        Copier::new(&source, &mut copy).unwrap_or_else(|error| panic!("{context}: {error}"));
+    let mut copy = Memory::of(only);
+    let mut copier = copier(&source, &mut copy, only);
     let busy = random.u32(1..10);
     loop {
         let next = copier.step(&mut copy);
+        if matches!(next, Err(BackupError::NoSuchUser)) {
+            let known = |told: &Told| {
+                let mut places = told.stored.keys();
+                places.any(|(who, _)| USERS.get(*who).copied() == only)
+            };
+            assert!(!known(&before), "{context}: mail was stored before");
+            return;
+        }
         match next.unwrap_or_else(|error| panic!("{context}: {error}")) {
             Next::More => {}
             Next::Mark => {
@@ -209,7 +226,49 @@ fn live_and_copy(seed: u64, shard: ShardConfig) {
         assert_eq!(archive(&bench.disk), Vec::<String>::new(), "{context}");
     }
     assert!(bench.check().is_sound(), "{context}: the source");
-    compare(copy.into_disk(), &before, &told, &context);
+    if let Some(only) = only {
+        has_nothing_of_others(&copy, only, &told, &context);
+    }
+    compare(copy.into_disk(), only, (&before, &told), &context);
+}
+
+/// No file holds a message that only others got.
+fn has_nothing_of_others(copy: &Memory, only: &str, told: &Told, context: &str) {
+    let of = |mine: bool| {
+        let all = told.stored.iter();
+        all.filter(move |((who, _), _)| (USERS.get(*who) == Some(&only)) == mine)
+    };
+    let own: BTreeSet<u64> = of(true).map(|(_, (number, _))| *number).collect();
+    for ((who, uid), (number, _)) in of(false) {
+        let mark = format!("Subject: mail {number}\n").into_bytes();
+        let mut files = copy.files.iter();
+        let found = files.find(|(_, bytes)| bytes.windows(mark.len()).any(|part| part == mark));
+        if let Some((path, _)) = found {
+            assert!(own.contains(number), "{context}: {path} has {who}'s {uid}");
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_one_user_has_that_user_alone() {
+    let fresh = fastrand::u64(1_000_000..);
+    println!("fresh seed {fresh}");
+    for seed in (700..740).chain(fresh..fresh + 10) {
+        for name in USERS {
+            live_and_copy(seed, ShardConfig::tiny(), Some(name));
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_nobody_says_so() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    bench.deliver(&["alice"], 1, &message(1, 500));
+    assert!(copied_of(&mut bench, 7, Some("alice")).is_some());
+    assert!(copied_of(&mut bench, 8, Some("zoe")).is_none());
+    bench.checkpoint();
+    assert!(copied_of(&mut bench, 9, Some("alice")).is_some());
+    assert!(copied_of(&mut bench, 10, Some("zoe")).is_none());
 }
 
 #[test]
@@ -219,7 +278,7 @@ fn a_copy_recovers_with_all_that_was_acknowledged() {
     // Seeds that once failed come first.
     let pinned = [3_741_878_162_980_288_071];
     for seed in pinned.into_iter().chain(0..60).chain(fresh..fresh + 20) {
-        live_and_copy(seed, ShardConfig::tiny());
+        live_and_copy(seed, ShardConfig::tiny(), None);
     }
 }
 
@@ -234,7 +293,7 @@ fn so_does_one_of_a_node_that_archives() {
             archive: Some(limits),
             ..ShardConfig::tiny()
         };
-        live_and_copy(seed, shard);
+        live_and_copy(seed, shard, None);
     }
 }
 

@@ -9,7 +9,7 @@ use ringpost_engine::io::sim::{Crash, SimConfig, SimDisk};
 use ringpost_engine::offline::{Offline, OfflineError, OfflineUser, PastError};
 use ringpost_engine::request::{FlagOp, Request, UidSet};
 use ringpost_netproto::id::{MailboxId, WallNs};
-use testkit::backup::{copied, turns};
+use testkit::backup::{copied, copied_of, turns};
 use testkit::client::{flags, uids};
 use testkit::{Bench, empty_disk, message, now_of, user};
 
@@ -138,6 +138,7 @@ fn look_back(seed: u64) {
         act(&mut bench, &mut random, &mut number);
     }
     let backup = copied(&mut bench, seed + 1);
+    let own = USERS.map(|name| copied_of(&mut bench, seed + 2, Some(name)));
     let mut looks = Vec::new();
     for _look in 0..4 {
         for _act in 0..random.u32(..25) {
@@ -157,9 +158,15 @@ fn look_back(seed: u64) {
     }
     turns(&mut bench, 50);
     for (number, (at, seen)) in looks.into_iter().enumerate() {
-        for (name, seen) in USERS.into_iter().zip(seen) {
+        for ((name, seen), own) in USERS.into_iter().zip(seen).zip(&own) {
+            let context = format!("seed {seed}: look {number}: {name}");
+            // One of the user alone, who may have come since.
+            if let Some(own) = own {
+                let found = past(own, &bench.disk, name, at);
+                assert_eq!(found, seen, "{context}, by a backup of one user");
+            }
             let found = past(&backup, &bench.disk, name, at);
-            assert_eq!(found, seen, "seed {seed}: look {number}: {name}");
+            assert_eq!(found, seen, "{context}");
         }
     }
     assert!(bench.check().is_sound(), "seed {seed}");

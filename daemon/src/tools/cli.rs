@@ -128,8 +128,13 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
             };
         }
         Command::Import(import) => return import::import(&options.global, import, output),
-        Command::Backup { directory, verify } => {
-            return backup::backup(&options.global, directory, *verify, output);
+        Command::Backup {
+            directory,
+            user,
+            verify,
+        } => {
+            let what = (user.as_deref(), *verify);
+            return backup::backup(&options.global, directory, what, output);
         }
         Command::Restore {
             user: Some(user),

@@ -1,20 +1,22 @@
-//! The copy of a whole data directory, a small step at a time, so that whoever copies can show
-//! progress, prolong its lease, and stop.
+//! The copy of a whole data directory, or of what one user has of it, a small step at a time, so that
+//! whoever copies can show progress, prolong its lease, and stop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use ringpost_netproto::id::PartitionId;
 
+use super::only::{Only, write_sparse};
 use super::{BackupError, Step as Walked, Target, Walker};
 use crate::check::{ReadTree, UserId};
 use crate::error::{Corrupt, CorruptReason, IoError};
-use crate::format::frame::{FrameHeader, FrameKind};
-use crate::format::index;
-use crate::format::log_file::LogFileHeader;
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
 use crate::format::parts::{ENTRIES_MAX, PARTS_ENTRY_BYTES, PARTS_HEADER_BYTES};
 use crate::format::record::{Payload, Records};
 use crate::format::store_file::{STORE_BYTES_MAX, StoreFile};
-use crate::format::superblock::{Pair, SUPERBLOCK_BYTES};
+use crate::format::superblock::{Pair, SUPERBLOCK_BYTES, Superblock};
+use crate::format::{Reserved, index};
 use crate::io::RelPath;
 use crate::limits::BLOCK_BYTES;
 use crate::position::Lsn;
@@ -81,6 +83,8 @@ struct Log<'a> {
     /// The file that is written, and its header's.
     to: Option<(RelPath, LogFileHeader)>,
     number: u32,
+    /// Of the last frame of the copy.
+    previous_crc: u32,
 }
 
 /// A file that is being copied.
@@ -106,7 +110,10 @@ pub struct Copier<'a> {
     store: StoreFile,
     logs: Vec<Log<'a>>,
     log_at: usize,
-    partition: u32,
+    /// Still to be listed.
+    partitions: Range<u32>,
+    /// The user, if it is not everything.
+    only: Option<Only>,
     files: VecDeque<File>,
     users: VecDeque<RelPath>,
     copied: BTreeSet<RelPath>,
@@ -128,25 +135,54 @@ enum Marked {
 impl<'a> Copier<'a> {
     /// Begins a copy: STORE, directories, and each superblock with its tables. Every shard of a
     /// running node holds a backup by then.
+    ///
+    /// # Errors
+    /// STORE or a superblock cannot be read, or nothing can be written.
     pub fn new(tree: &'a dyn ReadTree, target: &mut dyn Target) -> Result<Self, BackupError> {
+        Self::begin(tree, target, None)
+    }
+
+    /// The same, of the user with a canonical name: the user's files, and the log with all that is not
+    /// the user's blanked. That there is no such user may turn out at the end of it.
+    ///
+    /// # Errors
+    /// As above; the name is none.
+    pub fn of_user(
+        tree: &'a dyn ReadTree,
+        target: &mut dyn Target,
+        name: &[u8],
+    ) -> Result<Self, BackupError> {
+        Self::begin(tree, target, Some(name))
+    }
+
+    fn begin(
+        tree: &'a dyn ReadTree,
+        target: &mut dyn Target,
+        name: Option<&[u8]>,
+    ) -> Result<Self, BackupError> {
         let path = RelPath::store();
         let bytes = tree.read(&path, 0, STORE_BYTES_MAX + 1)?;
         let store = StoreFile::decode(&bytes).map_err(|reason| corrupt(&path, reason))?;
+        let only = name.map(|name| Only::new(name, &store)).transpose()?;
         target.make_dir(&RelPath::log_dir(0).parent())?;
         target.make_dir(&RelPath::stage(0, 0).parent())?;
         target.make_dir(&RelPath::partition_dir(PartitionId::new(0)).parent())?;
-        let partitions = store.partitions.value();
-        for partition in 0..partitions {
+        let mut partitions = 0..store.partitions.value();
+        for partition in partitions.clone() {
             target.make_dir(&partition_dir(partition))?;
         }
+        if let Some(only) = &only {
+            partitions = only.partition()..only.partition() + 1;
+        }
         let mut progress = Progress {
-            of: u64::from(partitions) + u64::from(store.logs),
+            of: u64::from(partitions.end - partitions.start) + u64::from(store.logs),
             ..Progress::default()
         };
         let mut logs = Vec::new();
         for log_id in 0..store.logs {
             target.make_dir(&RelPath::log_dir(log_id))?;
-            if let Some(log) = tables(tree, target, &store, log_id, &mut progress)? {
+            let whole = only.is_none();
+            if let Some(log) = tables(tree, target, (&store, log_id), whole, &mut progress)? {
                 logs.push(log);
             }
         }
@@ -156,7 +192,8 @@ impl<'a> Copier<'a> {
             store,
             logs,
             log_at: 0,
-            partition: 0,
+            partitions,
+            only,
             files: VecDeque::new(),
             users: VecDeque::new(),
             copied: BTreeSet::new(),
@@ -193,8 +230,8 @@ impl<'a> Copier<'a> {
             self.user(target, &dir)?;
             return Ok(Next::More);
         }
-        if self.partition < self.store.partitions.value() {
-            self.partition()?;
+        if let Some(partition) = self.partitions.next() {
+            self.partition(partition)?;
             return Ok(Next::More);
         }
         if self.marked == Marked::No {
@@ -203,6 +240,9 @@ impl<'a> Copier<'a> {
         if self.log_at < self.logs.len() {
             self.log(target)?;
             return Ok(Next::More);
+        }
+        if self.only.as_ref().is_some_and(|only| !only.is_found()) {
+            return Err(BackupError::NoSuchUser);
         }
         let logs = self.logs.iter().map(|log| CopiedLog {
             log_id: log.id,
@@ -216,15 +256,21 @@ impl<'a> Copier<'a> {
         })))
     }
 
-    fn partition(&mut self) -> Result<(), BackupError> {
-        let dir = partition_dir(self.partition);
-        let partition = PartitionId::new(u16::try_from(self.partition).unwrap_or(u16::MAX));
+    fn partition(&mut self, partition: u32) -> Result<(), BackupError> {
+        let dir = partition_dir(partition);
+        let partition = PartitionId::new(u16::try_from(partition).unwrap_or(u16::MAX));
         for (name, _) in self.tree.list(&dir)? {
-            if UserId::named(partition, &name).is_some() {
+            let Some(id) = UserId::named(partition, &name) else {
+                continue;
+            };
+            let wanted = match &mut self.only {
+                Some(only) => only.takes(self.tree, &id)?,
+                None => true,
+            };
+            if wanted {
                 self.users.extend(dir.entry(&name));
             }
         }
-        self.partition += 1;
         self.progress.done += 1;
         Ok(())
     }
@@ -321,22 +367,13 @@ impl<'a> Copier<'a> {
         match step {
             Walked::File { header, .. } => {
                 log.number += 1;
-                let log_id = header.log_id;
-                let to = RelPath::log_file(log_id, log.number);
-                // What the file holds in front of the walk is not needed; but a hole would be.
-                let until = header.offset_of(log.walker.end().0).unwrap_or(0);
-                let mut offset = 0;
-                while offset < until {
-                    let left = usize::try_from(until - offset).unwrap_or(PIECE);
-                    let bytes = log.walker.read(offset, left.min(PIECE))?;
-                    if bytes.is_empty() {
-                        break;
-                    }
-                    target.write(&to, offset, &bytes)?;
-                    let len = u64::try_from(bytes.len()).unwrap_or(0);
-                    self.progress.bytes += len;
-                    offset += len;
-                }
+                let to = RelPath::log_file(header.log_id, log.number);
+                let bytes = if self.only.is_some() {
+                    log.start_sparse(target, &to, &header)?
+                } else {
+                    log.start(target, &to, &header)?
+                };
+                self.progress.bytes += bytes;
                 log.to = Some((to, header));
                 self.progress.files += 1;
             }
@@ -346,9 +383,23 @@ impl<'a> Copier<'a> {
                 bytes,
             } => {
                 if let Some((to, header)) = &log.to {
-                    write_frame(target, to, &frame, offset, &bytes)?;
-                    let payload = frame.payload(&bytes).unwrap_or_default();
-                    let named = large_of(payload, header);
+                    let reserved = header.version.reserved();
+                    let mut bytes = bytes;
+                    if let Some(only) = &mut self.only {
+                        let payload = frame.payload(&bytes).unwrap_or_default();
+                        let sealed = only.frame(&frame, payload, (reserved, log.previous_crc));
+                        let (sealed, own) = sealed.map_err(|reason| Corrupt {
+                            offset,
+                            ..corrupt(log.walker.path().unwrap_or(to), reason)
+                        })?;
+                        log.previous_crc = sealed.header_crc;
+                        write_sparse(target, to, offset, (&own, u64::from(frame.frame_len)))?;
+                        bytes = own;
+                    } else {
+                        write_frame(target, to, &frame, offset, &bytes)?;
+                    }
+                    let payload = bytes.get(FRAME_HEADER_BYTES..).unwrap_or_default();
+                    let named = large_of(payload, reserved);
                     let named = named.filter(|large| !self.copied.contains(&large.last));
                     self.large.extend(named);
                 }
@@ -380,6 +431,43 @@ impl<'a> Copier<'a> {
     }
 }
 
+impl Log<'_> {
+    /// The start of the next file, up to where the walk goes on. What it holds in front of that is not
+    /// needed; but a hole would be: writing into one later wants a journal's commit.
+    fn start(
+        &mut self,
+        target: &mut dyn Target,
+        to: &RelPath,
+        header: &LogFileHeader,
+    ) -> Result<u64, BackupError> {
+        let until = header.offset_of(self.walker.end().0).unwrap_or(0);
+        let mut offset = 0;
+        while offset < until {
+            let left = usize::try_from(until - offset).unwrap_or(PIECE);
+            let bytes = self.walker.read(offset, left.min(PIECE))?;
+            if bytes.is_empty() {
+                break;
+            }
+            target.write(to, offset, &bytes)?;
+            offset += u64::try_from(bytes.len()).unwrap_or(0);
+        }
+        Ok(offset)
+    }
+
+    /// The same without anybody's mail: the header and a hole, since nobody writes there.
+    fn start_sparse(
+        &mut self,
+        target: &mut dyn Target,
+        to: &RelPath,
+        header: &LogFileHeader,
+    ) -> Result<u64, BackupError> {
+        let bytes = self.walker.read(0, LOG_HEADER_BYTES)?;
+        let until = header.offset_of(self.walker.end().0).unwrap_or(0);
+        write_sparse(target, to, 0, (&bytes, until))?;
+        Ok(u64::try_from(bytes.len()).unwrap_or(0))
+    }
+}
+
 /// A frame as it lies on disk: padded, the rest of a file behind a SKIP as zeros.
 fn write_frame(
     target: &mut dyn Target,
@@ -407,8 +495,8 @@ fn index_of(bytes: u64) -> usize {
 }
 
 /// The large messages that the records of a frame name.
-fn large_of<'a>(payload: &'a [u8], header: &LogFileHeader) -> impl Iterator<Item = Large> + 'a {
-    let records = Records::new(payload).reserved(header.version.reserved());
+fn large_of(payload: &[u8], reserved: Reserved) -> impl Iterator<Item = Large> {
+    let records = Records::new(payload).reserved(reserved);
     records.filter_map(Result::ok).filter_map(|record| {
         let Payload::DeliverFile(file) = &record.payload else {
             return None;
@@ -448,12 +536,13 @@ fn small(tree: &dyn ReadTree, path: &RelPath, max: usize) -> Result<Vec<u8>, IoE
     }
 }
 
-/// Copies a superblock and the tables that belong to it. `None` if the log was never written.
+/// Copies a superblock and the tables that belong to it; if it is not everything, without these, since
+/// they are of all users. `None` if the log was never written.
 fn tables<'a>(
     tree: &'a dyn ReadTree,
     target: &mut dyn Target,
-    store: &StoreFile,
-    log_id: u32,
+    (store, log_id): (&StoreFile, u32),
+    whole: bool,
     progress: &mut Progress,
 ) -> Result<Option<Log<'a>>, BackupError> {
     let path = RelPath::superblock(log_id);
@@ -465,6 +554,29 @@ fn tables<'a>(
             return Ok(None);
         }
         let pair = open(&bytes).map_err(|(reason, _)| corrupt(&path, reason))?;
+        let from = (pair.current.checkpoint_lsn, pair.current.previous_crc);
+        let log = |walker| Log {
+            id: log_id,
+            mark: None,
+            walker,
+            checkpoint_lsn: from.0,
+            to: None,
+            number: 0,
+            previous_crc: from.1,
+        };
+        let walker = Walker::new(tree, (store.store, log_id), from);
+        if !whole {
+            let without = Superblock {
+                dedupe_next: 0,
+                parts_sequence: 0,
+                ..pair.current
+            };
+            let bytes = without.seal().repeat(2);
+            target.write(&path, 0, &bytes)?;
+            progress.files += 1;
+            progress.bytes += u64::try_from(bytes.len()).unwrap_or(0);
+            return Ok(Some(log(walker)));
+        }
         let parts = RelPath::parts(log_id, u8::from(pair.current.parts_sequence % 2 == 1));
         let states = small(tree, &parts, parts_max)?;
         let dedupe = RelPath::dedupe(log_id);
@@ -483,15 +595,7 @@ fn tables<'a>(
         }
         progress.files += copied.0;
         progress.bytes += copied.1;
-        let from = (pair.current.checkpoint_lsn, pair.current.previous_crc);
-        return Ok(Some(Log {
-            id: log_id,
-            mark: None,
-            walker: Walker::new(tree, (store.store, log_id), from),
-            checkpoint_lsn: from.0,
-            to: None,
-            number: 0,
-        }));
+        return Ok(Some(log(walker)));
     }
     let what = "the superblock and its tables: checkpoints end faster than they can be read";
     Err(corrupt(&path, CorruptReason::Disagree(what)).into())

@@ -4,6 +4,7 @@
 mod chain;
 mod decode;
 mod encode;
+mod lone;
 mod replica;
 mod swap;
 
@@ -13,6 +14,7 @@ pub use encode::{
     BodyParts, DeliverParts, Encoder, Placed, Tally, body_len, deliver_file_len, deliver_len,
     name_len, runs_len,
 };
+pub(crate) use lone::{blank, detach};
 pub use replica::{Local, heads, localise};
 pub use swap::{InfoSwap, SwapParts, swap_len};
 

@@ -92,8 +92,11 @@ pub(crate) fn recover<I: Io>(
         while recovery.end < limit {
             let offset = header.offset_of(recovery.end).expect("the chain ascends");
             let bytes = reader.frame(ops, number, file, offset)?;
-            let read =
-                FrameHeader::open_at(bytes, header.salt, recovery.end, recovery.previous_crc);
+            let mut previous_crc = recovery.previous_crc;
+            if canary::on(Canary::TornFileReused) {
+                previous_crc = FrameHeader::open(bytes).map_or(0, |frame| frame.previous_crc);
+            }
+            let read = FrameHeader::open_at(bytes, header.salt, recovery.end, previous_crc);
             let applied = read.and_then(|frame| {
                 let payload = frame.payload(bytes)?;
                 Ok(apply(header.version.reserved(), &frame, payload).map(|()| frame))

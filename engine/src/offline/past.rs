@@ -132,7 +132,7 @@ impl<'a> Offline<'a> {
         let of = u64::try_from(logs.len()).unwrap_or(u64::MAX);
         let mut notes = Notes::default();
         for (done, log_id) in (1..).zip(logs) {
-            let from = self.log_end(log_id)?;
+            let from = self.log_start(log_id)?;
             let walker = Walker::new(node, (store.store, log_id), from);
             notes.take_log(walker, log_id, &key, until)?;
             progress(Progress {
@@ -165,8 +165,9 @@ impl<'a> Offline<'a> {
         Ok(user)
     }
 
-    /// Where a log of the backup ends, and the sum of its last frame; its start if it had none.
-    fn log_end(&self, log_id: u32) -> Result<(Lsn, u32), PastError> {
+    /// Where a log of the backup begins to replay, and the sum of the frame before; its start if it had
+    /// none. What is in the backup beside is told apart by its modseqs.
+    fn log_start(&self, log_id: u32) -> Result<(Lsn, u32), PastError> {
         let path = RelPath::superblock(log_id);
         let bytes = match self.tree.read(&path, 0, 2 * SUPERBLOCK_BYTES) {
             Ok(bytes) => bytes,
@@ -178,10 +179,7 @@ impl<'a> Offline<'a> {
         }
         let pair = Pair::open(&bytes, self.store.store, log_id);
         let pair = pair.map_err(|(reason, _)| bad(&path, 0, reason))?;
-        let from = (pair.current.checkpoint_lsn, pair.current.previous_crc);
-        let mut walker = Walker::new(self.tree, (self.store.store, log_id), from);
-        while !matches!(walker.step().map_err(PastError::Logs)?, Step::End) {}
-        Ok(walker.end())
+        Ok((pair.current.checkpoint_lsn, pair.current.previous_crc))
     }
 
     /// A user that the backup does not know.
@@ -446,6 +444,7 @@ impl Later<'_> {
             }
             Err(BackupError::Io(error)) => Err(error.into()),
             Err(BackupError::Damaged(corrupt)) => Err(OfflineError::Damaged(corrupt)),
+            Err(BackupError::NoSuchUser) => Err(OfflineError::NoSuchUser),
             Err(BackupError::Gap { lsn, .. }) => Err(bad(
                 &RelPath::log_dir(log_id),
                 lsn,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringpost_engine::backup::{Copier, Next, Target};
+use ringpost_engine::backup::{BackupError, Copier, Next, Target};
 use ringpost_engine::error::IoError;
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{SimConfig, SimDisk};
@@ -18,7 +18,9 @@ pub(crate) const LEASE_NS: u64 = 3_600_000_000_000;
 #[derive(Default)]
 pub(crate) struct Memory {
     dirs: BTreeSet<RelPath>,
-    files: BTreeMap<RelPath, Vec<u8>>,
+    pub(crate) files: BTreeMap<RelPath, Vec<u8>>,
+    /// Whether it is of one user: blanks are holes then, and of nobody else's.
+    one_user: bool,
 }
 
 impl Target for Memory {
@@ -30,8 +32,8 @@ impl Target for Memory {
     fn write(&mut self, file: &RelPath, offset: u64, data: &[u8]) -> Result<(), IoError> {
         let bytes = self.files.entry(file.clone()).or_default();
         let from = usize::try_from(offset).expect("small");
-        assert!(from <= bytes.len(), "a hole in {file}");
-        bytes.truncate(from);
+        assert!(from <= bytes.len() || self.one_user, "a hole in {file}");
+        bytes.resize(from, 0);
         bytes.extend_from_slice(data);
         Ok(())
     }
@@ -44,6 +46,14 @@ impl Target for Memory {
 }
 
 impl Memory {
+    /// For a copy of everything, or of a user.
+    pub(crate) fn of(name: Option<&str>) -> Self {
+        Self {
+            one_user: name.is_some(),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn into_disk(self) -> SimDisk {
         let disk = SimDisk::new(SimConfig::new(7));
         for dir in &self.dirs {
@@ -101,18 +111,34 @@ pub(crate) fn end(bench: &mut Bench, id: u64) -> Result<u64, Refused> {
 
 /// A whole copy, made at once.
 pub(crate) fn copied(bench: &mut Bench, id: u64) -> SimDisk {
+    copied_of(bench, id, None).expect("a whole copy needs no user")
+}
+
+/// The same of a user; `None` if there is none of that name.
+pub(crate) fn copied_of(bench: &mut Bench, id: u64, name: Option<&str>) -> Option<SimDisk> {
     bench.settle();
     let marked = begin(bench, id).expect("a backup begins");
     let source = bench.disk.clone();
-    let mut copy = Memory::default();
-    let mut copier = Copier::new(&source, &mut copy).expect("STORE is whole");
-    loop {
-        match copier.step(&mut copy).expect("it is copied") {
-            Next::More => {}
-            Next::Mark => copier.mark(&[marked]),
-            Next::Done(_) => break,
+    let mut copy = Memory::of(name);
+    let mut copier = copier(&source, &mut copy, name);
+    let found = loop {
+        match copier.step(&mut copy) {
+            Ok(Next::More) => {}
+            Ok(Next::Mark) => copier.mark(&[marked]),
+            Ok(Next::Done(_)) => break true,
+            Err(BackupError::NoSuchUser) => break false,
+            Err(error) => panic!("{error}"),
         }
-    }
+    };
     end(bench, id).expect("it was held");
-    copy.into_disk()
+    found.then(|| copy.into_disk())
+}
+
+/// Of everything, or of a user.
+pub(crate) fn copier<'a>(source: &'a SimDisk, copy: &mut Memory, name: Option<&str>) -> Copier<'a> {
+    let begun = match name {
+        Some(name) => Copier::of_user(source, copy, name.as_bytes()),
+        None => Copier::new(source, copy),
+    };
+    begun.expect("STORE is whole")
 }

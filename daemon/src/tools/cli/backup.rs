@@ -1,11 +1,14 @@
-//! `backup`: a copy of a whole data directory, of a running node or of one that is stopped.
+//! `backup`: a copy of a whole data directory, or of it what is one user's, of a running node or of one
+//! that is stopped.
 //!
 //! A running node is asked to hold its files ([`BackupRequest`]); then the files are copied here, beside
 //! it, and not through it. The copy is a data directory itself: `check` and `export` work on it, and a
 //! daemon that opens it finds what a crash would have left. It counts once `BACKUP` lies in it; until
 //! then there is `INCOMPLETE` instead.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,6 +36,9 @@ pub(super) use target::DirTarget;
 
 /// In a finished copy: what it is.
 pub(super) const MANIFEST: &str = "BACKUP";
+
+/// In [`MANIFEST`]: whose copy it is, if it is one user's.
+const USER: &str = "user";
 
 /// In a copy that is being made, or whose making was cut off.
 pub(super) const MARKER: &str = "INCOMPLETE";
@@ -201,19 +207,18 @@ fn log_ends(report: &[ReportField]) -> Vec<Lsn> {
     ends.into_iter().map(|(_, end)| end).collect()
 }
 
-/// Copies the node's whole data directory into `to` and checks the copy.
+/// Copies the node's whole data directory, or what is the user's of it, into `to` and checks the copy.
 pub fn backup(
     global: &Global,
     to: &Path,
-    verify: Depth,
+    (user, verify): (Option<&OsStr>, Depth),
     output: &mut Output,
 ) -> Result<Code, Failure> {
     let mut target = DirTarget::begin(to)?;
-    let made = make(global, to, verify, &mut target);
-    match made {
-        Ok((copy, report, span)) => {
-            say(to, &copy, &report, span, output)?;
-            Ok(if report.is_sound() {
+    match make(global, to, (user, verify), &mut target) {
+        Ok(made) => {
+            say(to, &made, output)?;
+            Ok(if made.report.is_sound() {
                 Code::Done
             } else {
                 Code::Failed
@@ -226,30 +231,55 @@ pub fn backup(
     }
 }
 
-fn make(
+/// A copy that was made and checked.
+struct Made<'a> {
+    user: Option<&'a OsStr>,
+    copy: Copy,
+    report: Report,
+    /// When it began and ended, ns of the wall clock.
+    span: (u64, u64),
+}
+
+fn make<'a>(
     global: &Global,
     to: &Path,
-    verify: Depth,
+    (user, verify): (Option<&'a OsStr>, Depth),
     target: &mut DirTarget,
-) -> Result<(Copy, Report, (u64, u64)), Failure> {
+) -> Result<Made<'a>, Failure> {
     let mut source = Source::open(global)?;
     let begun = clock::wall().value();
     let tree = LiveTree::new(source.data());
-    let copy = copy(&tree, target, &mut source)?;
+    let copy = copy(&tree, user, target, &mut source)?;
     source.let_go()?;
     let span = (begun, clock::wall().value());
     target.sync()?;
-    let report = verified(to, verify);
-    let manifest = manifest(&copy, &report, span, verify);
-    if report.is_sound() {
+    let made = Made {
+        user,
+        copy,
+        report: verified(to, verify),
+        span,
+    };
+    if made.report.is_sound() {
+        let mut manifest = manifest(&made);
+        if let Some(manifest) = manifest.as_object_mut() {
+            manifest.insert("verified".to_owned(), json!(level(verify)));
+        }
         target.finish(MANIFEST, format!("{manifest:#}\n").as_bytes())?;
     }
-    Ok((copy, report, span))
+    Ok(made)
 }
 
-/// Copies everything, prolongs the hold, shows how far it is.
-fn copy(tree: &LiveTree, target: &mut DirTarget, source: &mut Source) -> Result<Copy, Failure> {
-    let mut copier = Copier::new(tree, target)?;
+/// Copies, prolongs the hold, shows how far it is.
+fn copy(
+    tree: &LiveTree,
+    user: Option<&OsStr>,
+    target: &mut DirTarget,
+    source: &mut Source,
+) -> Result<Copy, Failure> {
+    let mut copier = match user {
+        Some(user) => Copier::of_user(tree, target, user.as_bytes())?,
+        None => Copier::new(tree, target)?,
+    };
     let bar = CopyBar::new();
     loop {
         match copier.step(target)? {
@@ -279,9 +309,23 @@ pub(super) fn verified(copy: &Path, depth: Depth) -> Report {
     report
 }
 
-fn manifest(copy: &Copy, report: &Report, span: (u64, u64), verify: Depth) -> Value {
+fn level(verify: Depth) -> &'static str {
+    match verify {
+        Depth::Structure => "structure",
+        Depth::Checksums => "checksums",
+        Depth::Full => "full",
+    }
+}
+
+fn manifest(made: &Made<'_>) -> Value {
+    let Made {
+        user,
+        copy,
+        report,
+        span,
+    } = made;
     let at = |ns| date(ringpost_netproto::id::WallNs::new(ns));
-    json!({
+    let mut manifest = json!({
         "format": "ringpost-backup 1",
         "version": env!("CARGO_PKG_VERSION"),
         "store": copy.store.store.to_string(),
@@ -297,21 +341,15 @@ fn manifest(copy: &Copy, report: &Report, span: (u64, u64), verify: Depth) -> Va
         "bytes": copy.progress.bytes,
         "users": report.users,
         "messages": report.messages,
-        "verified": match verify {
-            Depth::Structure => "structure",
-            Depth::Checksums => "checksums",
-            Depth::Full => "full",
-        },
-    })
+    });
+    if let (Some(user), Some(manifest)) = (user, manifest.as_object_mut()) {
+        manifest.insert(USER.to_owned(), json!(user.to_string_lossy()));
+    }
+    manifest
 }
 
-fn say(
-    to: &Path,
-    copy: &Copy,
-    report: &Report,
-    span: (u64, u64),
-    output: &mut Output,
-) -> Result<(), Failure> {
+fn say(to: &Path, made: &Made<'_>, output: &mut Output) -> Result<(), Failure> {
+    let Made { copy, report, .. } = made;
     for finding in &report.findings {
         if output.form != Form::Json {
             writeln!(output.writer, "{finding}")?;
@@ -323,19 +361,21 @@ fn say(
         "DAMAGED, as its source is: see `ringpost check` and `ringpost repair`"
     };
     if output.form == Form::Json {
-        let mut value = manifest(copy, report, span, Depth::Structure);
+        let mut value = manifest(made);
         if let Some(value) = value.as_object_mut() {
-            value.remove("verified");
             value.insert("backup".to_owned(), json!(to.display().to_string()));
             value.insert("sound".to_owned(), json!(report.is_sound()));
         }
         return print_json(output, &value);
     }
+    let what = match made.user {
+        Some(user) => format!("{} alone", user.display()),
+        None => format!("{} users", report.users),
+    };
     writeln!(
         output.writer,
-        "{}: {verdict}; {} users, {} messages, {} files, {} bytes",
+        "{}: {verdict}; {what}, {} messages, {} files, {} bytes",
         to.display(),
-        report.users,
         report.messages,
         copy.progress.files,
         copy.progress.bytes,
@@ -384,6 +424,13 @@ pub(super) fn refuse_incomplete(copy: &Path) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// Whose a copy is, if it is one user's.
+pub(super) fn user_of(copy: &Path) -> Option<String> {
+    let text = std::fs::read(copy.join(MANIFEST)).ok()?;
+    let manifest: Value = serde_json::from_slice(&text).ok()?;
+    Some(manifest.get(USER)?.as_str()?.to_owned())
 }
 
 /// A sentence about a file of the tool's own.

@@ -84,10 +84,14 @@ pub enum Command {
     },
     /// Bring mail along: an mbox file, a Maildir, or a tree of users; run again, it goes on
     Import(Import),
-    /// Copy a node's whole data directory, while it serves or while it is stopped, and check the copy
+    /// Copy a node's whole data directory, or of it what is one user's, while the node serves or while it
+    /// is stopped, and check the copy
     Backup {
         /// Where to; missing or empty
         directory: PathBuf,
+        /// This user alone, by canonical name: nobody else's mail is in the copy
+        #[arg(long, value_name = "USER")]
+        user: Option<OsString>,
         /// How deep to check the copy
         #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Depth::Checksums)]
         verify: Depth,

@@ -7,7 +7,7 @@ use ringpost_engine::backup::{Copier, Next};
 use ringpost_engine::check::DirTree;
 use serde_json::json;
 
-use super::backup::{CopyBar, DirTarget, refuse_incomplete, verified};
+use super::backup::{CopyBar, DirTarget, refuse_incomplete, user_of, verified};
 use super::node::data_dir;
 use super::options::{Depth, Global};
 use super::show::json as print_json;
@@ -33,6 +33,14 @@ pub fn node(
         ));
     }
     refuse_incomplete(from)?;
+    if let Some(user) = user_of(from) {
+        return Err(Failure::Said(format!(
+            "{} is a backup of {user} alone, not of a node; put it into a node that runs with `ringpost \
+             restore {user} --from {}`",
+            from.display(),
+            from.display()
+        )));
+    }
     let data = data_dir(global);
     let mut target = DirTarget::begin(&data)?;
     let report = match copied(from, &data, verify, &mut target) {

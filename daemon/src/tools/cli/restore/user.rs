@@ -25,7 +25,7 @@ use serde_json::json;
 
 use super::moment;
 use crate::exit::Code;
-use crate::tools::cli::backup::{Source, refuse_incomplete};
+use crate::tools::cli::backup::{Source, refuse_incomplete, user_of};
 use crate::tools::cli::check::Bar;
 use crate::tools::cli::node::{Node, bytes};
 use crate::tools::cli::options::Global;
@@ -61,6 +61,7 @@ pub fn user(
 ) -> Result<Code, Failure> {
     let Wanted { user, folder, at } = wanted;
     refuse_incomplete(from)?;
+    refuse_others(from, user)?;
     let at = at
         .map(|at| moment::parse(at, Timestamp::now(), &TimeZone::system()))
         .transpose()?;
@@ -121,6 +122,18 @@ pub fn user(
     }
     let whole = damaged == 0 && offline.damages().is_empty();
     Ok(if whole { Code::Done } else { Code::Failed })
+}
+
+/// Refuses a backup that is another user's alone.
+fn refuse_others(from: &Path, user: &OsStr) -> Result<(), Failure> {
+    match user_of(from) {
+        Some(whose) if *whose != *user.to_string_lossy() => Err(Failure::Said(format!(
+            "{} is a backup of {whose} alone: nothing of {} is in it",
+            from.display(),
+            user.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn said(from: &Path, error: &dyn std::fmt::Display) -> Failure {
