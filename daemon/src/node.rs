@@ -15,8 +15,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use ringpost_engine::ShardIdentity;
 use ringpost_engine::error::{Fatal, OpenError};
-use ringpost_engine::io::Helpers;
 use ringpost_engine::io::ring::{UringIo, UringOptions};
+use ringpost_engine::io::{Helpers, short_turns};
 use ringpost_engine::store::{Store, StoreOptions};
 use ringpost_netproto::id::NodeId;
 use ringpost_netproto::placement::PARTITIONS_DEFAULT;
@@ -186,6 +186,7 @@ fn start_core(seat: Seat, cpu: Option<usize>, place: Place) -> Result<JoinHandle
             if let Some(cpu) = cpu {
                 pin(index, cpu);
             }
+            short_turns();
             core_loop::serve(seat, move || {
                 let Place {
                     identity,

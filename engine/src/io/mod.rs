@@ -32,6 +32,7 @@ pub use buf::AlignedBuf;
 #[cfg(any(test, feature = "sim"))]
 pub use faulty::{Fault, FaultyIo};
 pub use flusher::Helpers;
+pub use nice::short_turns;
 pub use path::RelPath;
 pub use ring::{UringIo, UringOptions};
 #[cfg(feature = "sim")]
