@@ -17,6 +17,7 @@ pub mod core_loop;
 pub mod delivery;
 pub mod delivery_id;
 pub mod exit;
+pub mod flame;
 pub mod gate;
 pub mod gather;
 pub mod import;

@@ -397,6 +397,17 @@ impl Users {
         }
     }
 
+    /// The same, and a user that could not be loaded: the next use looks again. One that was loaded stays
+    /// for whoever asks next, until there are too many.
+    pub(crate) fn forget_if_unknown(&mut self, index: usize) {
+        let unloaded = |user: &User| matches!(user.state, State::Unloaded);
+        if self.table.get(index).is_some_and(unloaded) {
+            self.forget_if_idle(index);
+        } else {
+            self.forget_if_absent(index);
+        }
+    }
+
     /// Lets go of a user. A verdict of damage holds as long as somebody who heard it is there: the
     /// next use looks again.
     pub(crate) fn unpin(&mut self, index: usize) {
@@ -434,8 +445,9 @@ impl Users {
         std::mem::take(&mut self.forgotten_bytes)
     }
 
-    /// Drops loaded indexes, least recently used first, until they take at most `bytes_max`.
-    pub(crate) fn shrink_indexes(&mut self, mut bytes: u64, bytes_max: u64) -> u64 {
+    /// Drops loaded indexes, least recently used first, until they take at most `bytes_max`; never that of
+    /// the user `kept`.
+    pub(crate) fn shrink_indexes(&mut self, mut bytes: u64, bytes_max: u64, kept: usize) -> u64 {
         let mut steps = 2 * self.table.capacity();
         while bytes > bytes_max && steps > 0 {
             steps -= 1;
@@ -450,6 +462,7 @@ impl Users {
             if user.recent {
                 user.recent = false;
             } else if user.pins == 0
+                && self.hand != kept
                 && let Some(live) = user.live_mut()
             {
                 bytes -= live.index.take().map_or(0, |index| index.bytes());

@@ -595,3 +595,25 @@ fn a_user_whose_first_message_is_on_its_way_is_unknown_and_not_damaged() {
         assert_eq!(bench.list("bob").unwrap().entries.len(), 1);
     }
 }
+
+#[test]
+fn an_index_larger_than_all_may_be_is_read_once_for_one_reader() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    for number in 0..200 {
+        bench.deliver(&["bob"], number, &message(number, 300));
+    }
+    bench.deliver(&["eve"], 1_000, &message(1_000, 300));
+    bench.checkpoint();
+    let mut steps_of = |name: &str| {
+        let before = bench.disk.steps();
+        bench.list(name).expect("it has mail");
+        bench.disk.steps() - before
+    };
+    assert!(steps_of("bob") > 0, "it was not in memory");
+    for _page in 0..3 {
+        assert_eq!(steps_of("bob"), 0, "a page was read from disk");
+    }
+    // The next user's takes its place.
+    assert!(steps_of("eve") > 0);
+    assert!(steps_of("bob") > 0, "both were in memory");
+}

@@ -105,15 +105,12 @@ fn every_planted_bug_is_found() {
     drop(std::panic::take_hook());
     table.sort_by_key(|(canary, _)| *canary);
     for (canary, found) in &table {
-        match found {
-            Some(Find { seed, what }) => {
-                let what: String = what.chars().take(100).collect();
-                println!("{:<26} {seed:>5} seeds: {what}", canary.name());
-            }
-            None => {
-                let seeds = budget(*canary);
-                println!("{:<26} NOT FOUND in {seeds} seeds", canary.name());
-            }
+        if let Some(Find { seed, what }) = found {
+            let what: String = what.chars().take(100).collect();
+            println!("{:<26} {seed:>5} seeds: {what}", canary.name());
+        } else {
+            let seeds = budget(*canary);
+            println!("{:<26} NOT FOUND in {seeds} seeds", canary.name());
         }
     }
     assert_eq!(table.len(), planted.len());

@@ -176,19 +176,78 @@ impl Users {
         self.0.get(index).cloned().unwrap_or_default()
     }
 
-    /// `count` different users (fewer if there are not so many), evenly spread.
-    pub(crate) fn draw(&self, count: usize, random: &mut fastrand::Rng, drawn: &mut Vec<usize>) {
+    /// `count` different users (fewer if there are not so many), evenly spread, or the first of them as
+    /// popular as is said.
+    pub(crate) fn draw(
+        &self,
+        count: usize,
+        popularity: Option<&Popularity>,
+        random: &mut fastrand::Rng,
+        drawn: &mut Vec<usize>,
+    ) {
         drawn.clear();
         let count = count.min(self.0.len());
         // A block behind a random start: recipients need only differ, placement hashes names.
-        let first = random.usize(..self.0.len());
+        let first = match popularity {
+            Some(popularity) => popularity.draw(random),
+            None => random.usize(..self.0.len()),
+        };
         drawn.extend((0..count).map(|step| (first + step) % self.0.len()));
+    }
+}
+
+/// How often each user gets mail, by Zipf's law: the n-th in proportion to n to the power of minus the
+/// exponent.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Popularity {
+    /// Zipf's.
+    pub(crate) exponent: f64,
+    /// Of the users up to each: the last is the sum of all.
+    shares: Vec<f64>,
+}
+
+impl Popularity {
+    /// Of so many users, at least 1.
+    pub(crate) fn zipf(count: usize, exponent: f64) -> Self {
+        let mut sum = 0.0;
+        let share = |rank: u32| {
+            sum += f64::from(rank).powf(-exponent);
+            sum
+        };
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        Self {
+            exponent,
+            shares: (1..=count).map(share).collect(),
+        }
+    }
+
+    fn draw(&self, random: &mut fastrand::Rng) -> usize {
+        let sum = self.shares.last().copied().unwrap_or(0.0);
+        let at = random.f64() * sum;
+        let user = self.shares.partition_point(|share| *share <= at);
+        user.min(self.shares.len().saturating_sub(1))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_user_is_as_popular_as_zipf_says() {
+        let users = Users::new("u", 1_000);
+        let popularity = Popularity::zipf(1_000, 1.0);
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut drawn, mut seen) = (Vec::new(), vec![0_u32; 1_000]);
+        for _ in 0..100_000 {
+            users.draw(1, Some(&popularity), &mut random, &mut drawn);
+            seen[drawn[0]] += 1;
+        }
+        // The harmonic number of 1,000 is 7.485.
+        assert!((13_000..13_800).contains(&seen[0]), "{}", seen[0]);
+        assert!((6_400..7_000).contains(&seen[1]), "{}", seen[1]);
+        assert!(seen[999] < 60, "{}", seen[999]);
+    }
 
     #[test]
     fn letters_have_the_size_asked_for_and_whole_lines() {
@@ -258,7 +317,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let (mut drawn, mut seen) = (Vec::new(), vec![0; 100]);
         for _ in 0..2000 {
-            users.draw(5, &mut random, &mut drawn);
+            users.draw(5, None, &mut random, &mut drawn);
             let mut sorted = drawn.clone();
             sorted.sort_unstable();
             sorted.dedup();
@@ -268,7 +327,7 @@ mod tests {
             }
         }
         assert!(seen.iter().all(|&count| count > 40));
-        users.draw(1000, &mut random, &mut drawn);
+        users.draw(1000, None, &mut random, &mut drawn);
         assert_eq!(drawn.len(), 100);
         assert_eq!(users.name(7), "u0000007");
     }

@@ -10,6 +10,7 @@ pub mod import;
 pub mod mail;
 pub mod node;
 pub mod options;
+pub mod profile;
 pub mod repair;
 pub mod restore;
 pub mod scrub;
@@ -17,6 +18,7 @@ pub mod show;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
+use std::path::Path;
 
 use clap::Parser as _;
 
@@ -166,6 +168,7 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
             };
             return scrub::scrub(&options.global, wish, output);
         }
+        Command::Profile(wish) => return profile::profile(&options.global, wish, output),
         Command::Config {
             command: ConfigCommand::Check { file },
         } => {
@@ -174,16 +177,18 @@ fn obey(options: &Options, output: &mut Output) -> Result<Code, Failure> {
                 .map_err(|error| Failure::Said(error.to_string()))?;
             writeln!(output.writer, "{}: no errors", file.display())?;
         }
-        Command::Man { directory } => {
-            let pages = super::man::write_pages(directory).map_err(|error| {
-                Failure::Said(format!("{}: {}", directory.display(), plain(&error)))
-            })?;
-            for page in pages {
-                writeln!(output.writer, "{}", page.display())?;
-            }
-        }
+        Command::Man { directory } => man(directory, output)?,
     }
     Ok(Code::Done)
+}
+
+fn man(directory: &Path, output: &mut Output) -> Result<(), Failure> {
+    let pages = super::man::write_pages(directory)
+        .map_err(|error| Failure::Said(format!("{}: {}", directory.display(), plain(&error))))?;
+    for page in pages {
+        writeln!(output.writer, "{}", page.display())?;
+    }
+    Ok(())
 }
 
 /// The commands that show mail, wherever it is.

@@ -459,7 +459,7 @@ impl<I: Io> Shard<I> {
         }
         self.users.unpin(user);
         self.users.forget_if_absent(user);
-        self.trim_indexes();
+        self.trim_indexes(user);
     }
 
     /// After a fatal error: every open change is answered `Stopped`, whatever the disk holds.

@@ -538,7 +538,7 @@ impl<I: Io> Shard<I> {
             }
         }
         self.users.unpin(index);
-        self.users.forget_if_idle(index);
+        self.users.forget_if_unknown(index);
     }
 }
 

@@ -206,15 +206,17 @@ impl<I: Io> Shard<I> {
                 self.answer(Event::SnapshotOpened { ticket, result });
             }
         }
-        self.trim_indexes();
+        self.trim_indexes(user);
     }
 
-    /// Drops indexes that nobody holds, as far as they are too many.
-    pub(super) fn trim_indexes(&mut self) {
+    /// Drops indexes that nobody holds, as far as they are too many; not that of the user who was just
+    /// served, who is likely to ask again: one that is larger than all may be would else be read from
+    /// disk for every page of it.
+    pub(super) fn trim_indexes(&mut self, served: usize) {
         self.index_bytes -= self.users.take_forgotten_bytes();
         let max = self.config.index_bytes_max;
         if self.index_bytes > max {
-            self.index_bytes = self.users.shrink_indexes(self.index_bytes, max);
+            self.index_bytes = self.users.shrink_indexes(self.index_bytes, max, served);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line of `deliver`, checked, and the plans it stands for.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -13,7 +14,7 @@ use super::window::{WarmUp, WarmUpArg, Window};
 use crate::address::Address;
 use crate::programs::{Programs, Rebuild};
 use crate::schedule::Pace;
-use crate::workload::{LineEnd, Users};
+use crate::workload::{LineEnd, Popularity, Users};
 
 /// What tells the cells of a call apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +72,11 @@ pub(crate) struct Args {
     /// Recipients of each message
     #[arg(long, default_value_t = 1)]
     pub(crate) recipients: usize,
+
+    /// Zipf's law: the n-th account gets mail in proportion to n to the power of minus this (evenly
+    /// without it)
+    #[arg(long, value_name = "EXPONENT", value_parser = zipf_exponent)]
+    pub(crate) zipf: Option<f64>,
 
     /// Connections [node: at most 16; lmtp: one for each message in flight]
     #[arg(long)]
@@ -139,6 +145,12 @@ pub(crate) struct Args {
     /// Standard output gets the JSON lines alone, the table goes to standard error
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn zipf_exponent(text: &str) -> Result<f64, String> {
+    let exponent = text.parse().ok();
+    let exponent = exponent.filter(|exponent| (0.0..=5.0).contains(exponent));
+    exponent.ok_or_else(|| "it is a number from 0 to 5".to_owned())
 }
 
 impl Args {
@@ -260,7 +272,9 @@ impl Args {
                 Via::Node | Via::Mda => LineEnd::Lf,
             },
             recipients: self.recipients,
-            visit: Visit::Drawn,
+            visit: self.zipf.map_or(Visit::Drawn, |exponent| {
+                Visit::Skewed(Arc::new(Popularity::zipf(self.users, exponent)))
+            }),
             pace: self.rate.map_or(Pace::Closed, |rate| Pace::Open { rate }),
             in_flight: cell.in_flight,
             warm_up,

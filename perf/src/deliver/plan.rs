@@ -1,11 +1,12 @@
 //! What one cell of a run is to do: the load's parameters, fixed before its clock starts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::session::Outcome;
 use super::window::{WarmUp, Window};
 use crate::schedule::Pace;
-use crate::workload::{Letter, LineEnd, Users};
+use crate::workload::{Letter, LineEnd, Popularity, Users};
 
 /// Users whose mailboxes are fetched and compared byte for byte at the end.
 const WATCHED_USERS_COUNT: usize = 16;
@@ -20,10 +21,12 @@ pub(crate) enum Serials {
 }
 
 /// Which users a message goes to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Visit {
     /// Drawn by seed, evenly.
     Drawn,
+    /// Drawn by seed, some more often than others.
+    Skewed(Arc<Popularity>),
     /// One after the other: after `users / recipients` messages each has had one.
     InTurn,
 }
@@ -69,8 +72,12 @@ impl Plan {
 
     /// The recipients of the message before which `sent` were sent.
     pub(crate) fn draw(&self, sent: u64, random: &mut fastrand::Rng, drawn: &mut Vec<usize>) {
-        match self.visit {
-            Visit::Drawn => self.users.draw(self.recipients, random, drawn),
+        match &self.visit {
+            Visit::Drawn => self.users.draw(self.recipients, None, random, drawn),
+            Visit::Skewed(popularity) => {
+                let popularity = Some(&**popularity);
+                self.users.draw(self.recipients, popularity, random, drawn);
+            }
             Visit::InTurn => {
                 let count = self.recipients.min(self.users.count());
                 let sent = usize::try_from(sent).unwrap_or(0);
@@ -79,6 +86,14 @@ impl Plan {
                 drawn.clear();
                 drawn.extend((0..count).map(turn));
             }
+        }
+    }
+
+    /// Zipf's exponent, if some users get more mail than others.
+    pub(crate) fn zipf(&self) -> Option<f64> {
+        match &self.visit {
+            Visit::Skewed(popularity) => Some(popularity.exponent),
+            Visit::Drawn | Visit::InTurn => None,
         }
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Parameters {
     threads: usize,
     users: usize,
     recipients: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zipf: Option<f64>,
     seconds: f64,
     warm_up_s: Option<f64>,
     rate: Option<f64>,
@@ -312,6 +314,7 @@ impl Parameters {
             threads: reach.threads,
             users: plan.users.count(),
             recipients: plan.recipients,
+            zipf: plan.zipf(),
             seconds: plan.window.measured().as_secs_f64(),
             warm_up_s: plan.window.opening().map(|opening| opening.as_secs_f64()),
             rate: match plan.pace {

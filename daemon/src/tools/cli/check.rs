@@ -123,19 +123,29 @@ pub(super) fn lock(data: &Path, hold: Hold, advice: &str) -> Result<Option<Flock
     match Flock::lock(file, how) {
         Ok(lock) => Ok(Some(lock)),
         Err((file, Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
             // The number only helps to find the daemon; without it the sentence holds as well.
-            drop(file.take(PID_BYTES_MAX).read_to_string(&mut pid));
+            let pid = pid_in(file);
             Err(Failure::Said(format!(
                 "a daemon runs on {}, or somebody repairs or checks it (process {}); {advice}",
                 data.display(),
-                pid.trim()
-                    .parse::<u32>()
-                    .map_or("unknown".into(), |pid| pid.to_string()),
+                pid.map_or("unknown".into(), |pid| pid.to_string()),
             )))
         }
         Err((_, errno)) => Err(failed(LOCK, errno.desc())),
     }
+}
+
+fn pid_in(lock: File) -> Option<u32> {
+    let mut pid = String::new();
+    lock.take(PID_BYTES_MAX).read_to_string(&mut pid).ok()?;
+    pid.trim().parse().ok()
+}
+
+/// The process that has a data directory open, if one has.
+pub(super) fn daemon_of(data: &Path) -> Option<u32> {
+    let file = OpenOptions::new().read(true).open(data.join(LOCK)).ok()?;
+    let (file, _) = Flock::lock(file, FlockArg::LockSharedNonblock).err()?;
+    pid_in(file)
 }
 
 fn say(data: &Path, report: &Report, output: &mut Output) -> Result<(), Failure> {

@@ -135,6 +135,9 @@ pub enum Command {
         /// Only this user, before all others
         user: Option<OsString>,
     },
+    /// Record what the threads of a running node do, or wait for: a flame graph and a table for each.
+    /// Wants perf(1)
+    Profile(Profile),
     /// Check a configuration file
     Config {
         /// What to do with it.
@@ -184,6 +187,30 @@ pub struct Import {
     /// Read everything and report, and import nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// What is recorded, and where to.
+#[derive(Args, Clone, Debug)]
+pub struct Profile {
+    /// Gets the pictures, the stacks and perf's own file
+    #[arg(default_value = "ringpost-profile")]
+    pub directory: PathBuf,
+
+    /// How long
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub seconds: u32,
+
+    /// Samples a second and processor
+    #[arg(long, default_value_t = 199, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    pub frequency: u32,
+
+    /// Count the time that threads do not run, by what they wait for
+    #[arg(long)]
+    pub waits: bool,
+
+    /// An earlier profile's directory: draw and tell what is other than there
+    #[arg(long, value_name = "DIR")]
+    pub diff: Option<PathBuf>,
 }
 
 /// What an import reads.
