@@ -12,6 +12,8 @@ fn budget(canary: Canary) -> u64 {
         // Two writes in flight, of which a power cut takes the first; a frame of the same length in its
         // place after the restart; and a second crash before the next one lies over the survivor.
         Canary::TornFileReused => 20_000,
+        // The medium has to hurt a frame of the log, with another behind it, in a seed's last life.
+        Canary::DamageTakenAsTorn => 10_000,
         _ => 2_000,
     }
 }
