@@ -173,9 +173,13 @@ impl Takes {
             };
             writeln!(text, "{}\n", heading(recording.clock))?;
             text.push_str(&report.write(out)?);
-            if let Some(old) = old {
-                writeln!(text, "Against {}\n", old.display())?;
-                text.push_str(&report.write_difference(old, out)?);
+            match old {
+                Some(old) if report.is_also_in(old) => {
+                    writeln!(text, "Against {}\n", old.display())?;
+                    text.push_str(&report.write_difference(old, out)?);
+                }
+                Some(old) => writeln!(text, "{} has no such recording\n", old.display())?,
+                None => {}
             }
         }
         let counts: Vec<(String, u64)> =

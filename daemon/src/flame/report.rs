@@ -47,6 +47,11 @@ impl Report {
         Ok(text)
     }
 
+    /// Whether a folder has an earlier recording of the same kind.
+    pub fn is_also_in(&self, old: &Path) -> bool {
+        old.join(stacks_file(self.clock)).is_file()
+    }
+
     /// Writes pictures of the difference to an earlier recording of the same kind, whose folder `old` is;
     /// gives the functions whose share changed most.
     ///
@@ -214,6 +219,7 @@ mod tests {
             picture.contains("b: 1 samples, 100.00 %, was 50.00 %"),
             "{picture}"
         );
+        assert!(later.is_also_in(old.path()) && !later.is_also_in(new.path()));
         let missing = later.write_difference(new.path(), new.path()).unwrap_err();
         assert!(missing.to_string().contains("stacks.txt"), "{missing}");
     }
