@@ -14,6 +14,9 @@ const FRAMES_SHOWN: usize = 20;
 /// Functions of a thread in a table of differences.
 const CHANGES_SHOWN: usize = 12;
 
+/// Smaller changes are none, points of a hundred.
+const CHANGE_MIN: f64 = 0.05;
+
 /// Threads with less than this share get no picture.
 const THREAD_SHARE_MIN: f64 = 0.005;
 
@@ -154,6 +157,7 @@ fn changes(root: &Frame, was: &Frame) -> String {
     }
     let mut changed: Vec<_> = shares.into_iter().collect();
     let size = |(was, now): &(f64, f64)| (now - was).abs();
+    changed.retain(|(_, shares)| size(shares) >= CHANGE_MIN);
     changed.sort_by(|(_, one), (_, other)| size(other).total_cmp(&size(one)));
     let mut text = "| was | is | change | function, alone |\n|---|---|---|---|\n".to_owned();
     for (name, (was, now)) in changed.into_iter().take(CHANGES_SHOWN) {
