@@ -475,13 +475,14 @@ impl Ledger {
         self.doubtful_found += fork.doubtful_found;
     }
 
-    /// Whether somebody was told that this message is stored.
+    /// Whether the answer is known for every recipient of this message: wherever its bytes lie, they
+    /// may not be lost. With one answer missing the bytes in that recipient's log may.
     pub(crate) fn is_due(&self, serial: u64) -> bool {
         !letter::is_empty(self.seed, serial)
             && self.open.get(&serial).is_some_and(|sent| {
                 sent.deliveries
                     .iter()
-                    .any(|delivery| delivery.acknowledged.is_some())
+                    .all(|delivery| delivery.acknowledged.is_some())
             })
     }
 }

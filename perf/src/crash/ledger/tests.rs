@@ -160,6 +160,17 @@ fn crash_between_answers_makes_doubt_of_the_later_and_nothing_of_the_unsent() {
 }
 
 #[test]
+fn message_is_due_when_every_recipient_has_the_answer() {
+    let (_, serials) = self::ledger();
+    let mut ledger = Ledger::new(SEED, 2);
+    ledger.sent(serials[0], &[0, 1]);
+    ledger.acknowledged(serials[0], 0, Duplicate::No);
+    assert!(!ledger.is_due(serials[0]), "its bytes lie in two logs");
+    ledger.acknowledged(serials[0], 1, Duplicate::No);
+    assert!(ledger.is_due(serials[0]));
+}
+
+#[test]
 fn empty_messages_are_counted_up_to_the_crash() {
     let mut empty = (0..10_000).filter(|serial| letter::is_empty(SEED, *serial));
     let (first, second) = (empty.next().unwrap(), empty.next().unwrap());
