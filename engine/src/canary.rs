@@ -29,7 +29,10 @@ macro_rules! canaries {
             pub const fn needs_a_copy(self) -> bool {
                 matches!(
                     self,
-                    Self::CopyNotAwaited | Self::UnconfirmedShown | Self::LeadNotTakenBack
+                    Self::CopyNotAwaited
+                        | Self::UnconfirmedShown
+                        | Self::LeadNotTakenBack
+                        | Self::CutWithoutHold
                 )
             }
 
@@ -126,6 +129,8 @@ canaries! {
     UnconfirmedShown = "unconfirmed-shown",
     /// Uids are given before what the peer has and this node lost is taken back.
     LeadNotTakenBack = "lead-not-taken-back",
+    /// Records are cut off and their messages not held.
+    CutWithoutHold = "cut-without-hold",
     /// A log buffer is filled again while the kernel still reads it.
     BufferReused = "buffer-reused",
 }

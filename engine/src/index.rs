@@ -9,7 +9,7 @@ mod fold;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Uid};
+use ringpost_netproto::id::{Guid, MailboxId, Uid};
 use smallvec::SmallVec;
 
 use crate::canary::{self, Canary};
@@ -141,6 +141,17 @@ impl Index {
     /// The messages of a mailbox, ascending by uid; see [`alive`].
     pub(crate) fn mailbox(&self, mailbox: MailboxId) -> &[IndexEntry] {
         self.place(mailbox).map_or(&[], |found| &found.entries)
+    }
+
+    /// A message with this content, wherever it is; one that went just now too.
+    pub(crate) fn find_guid(&self, guid: Guid) -> Option<(MailboxId, Uid)> {
+        self.mailboxes.iter().find_map(|found| {
+            let same = |entry: &&IndexEntry| {
+                MsgFixed::read(&entry.head).is_ok_and(|fixed| fixed.guid() == guid)
+            };
+            let entry = found.entries.iter().find(same)?;
+            Some((found.mailbox, entry.uid))
+        })
     }
 
     /// The same, to be kept.

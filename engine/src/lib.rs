@@ -30,6 +30,7 @@ mod dedupe;
 pub mod error;
 pub mod format;
 pub mod header_cache;
+pub mod held;
 mod index;
 pub mod io;
 pub mod large;

@@ -8,7 +8,7 @@ mod restore;
 mod scan;
 
 pub use export::{EXPORT_END, export_from_line};
-pub use from_line::{FROM_LINE_BYTES_MAX, from_line, prefix};
+pub use from_line::{FROM_LINE_BYTES_MAX, from_line, prefix, sender_of};
 pub use restore::{Restorer, View, restore};
 pub use scan::{Found, Item, Scanner, State, scan};
 

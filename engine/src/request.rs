@@ -100,6 +100,11 @@ pub struct Admit {
 pub enum Request {
     /// Make a message durable for users of this shard. Answered by [`Event::Appended`].
     Append(AppendGroup),
+    /// Make a message durable here for users whose partition another node leads, which cannot be
+    /// reached: it goes into the held boxes of this shard's partitions ([`crate::held`]), whatever the
+    /// user may keep. Answered by [`Event::Appended`] as soon as it is on this medium; the uids are the
+    /// box's. Refused with [`BusyReason::Held`] if a box has no room for one more user.
+    Hold(AppendGroup),
     /// Open a stage file for a message of `large_bytes` or more. [`Event::StageBegun`].
     StageBegin {
         /// Announced size in bytes, if any, for admission.
@@ -344,7 +349,9 @@ pub enum Request {
         peers_pseq: u64,
     },
     /// Cuts off a partition's records above `pseq`, which no primary knows and nobody was promised.
-    /// Only what does not count can go; their deliveries are not held yet. [`Event::Disowned`].
+    /// Only what does not count can go. Its messages are held first ([`crate::held`]), but for those of
+    /// users whose files are damaged. Refused as a hold would be; asked again, it holds nothing
+    /// twice. [`Event::Disowned`].
     Disown {
         /// Which partition.
         partition: PartitionId,
@@ -415,6 +422,9 @@ pub enum Dedupe {
     /// `limits::RECENT_ENTRIES` of these are remembered, in memory only: a restart leaves nothing
     /// under way. Ids of deliveries are not pushed out by them.
     Recent,
+    /// Held mail is handed back: as `Yes`, and looked for among the guids of all of the user's
+    /// mailboxes, so that no age makes a second copy of what is still there.
+    Whole,
     /// Store it whatever came before.
     No,
 }
@@ -490,6 +500,9 @@ pub enum Refused {
     /// A mailbox with this name exists.
     #[error("a mailbox of that name exists")]
     Exists,
+    /// The mailbox has messages, or some are on their way into it.
+    #[error("the mailbox is not empty")]
+    NotEmpty,
     /// Not a name for a mailbox.
     #[error("{0}")]
     BadName(NameFault),
@@ -583,6 +596,8 @@ pub enum BusyReason {
     Watches,
     /// A backup runs.
     Backup,
+    /// Mail is held for as many users of a partition as can be.
+    Held,
 }
 
 impl std::fmt::Display for BusyReason {
@@ -599,6 +614,7 @@ impl std::fmt::Display for BusyReason {
             Self::Snapshots => "snapshots",
             Self::Watches => "watches",
             Self::Backup => "backup",
+            Self::Held => "held",
         })
     }
 }

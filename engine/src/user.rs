@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 
 use crate::error::Corrupt;
 use crate::format::info::Seed;
+use crate::held;
 use crate::index::{DeadFile, Index};
 use crate::io::RelPath;
 use crate::pending::Entry;
@@ -151,6 +152,11 @@ impl User {
     pub(crate) fn generation(&self) -> u32 {
         self.live()
             .map_or(self.redo_generation, |live| live.tail.generation)
+    }
+
+    /// Whether it is this node's alone: its records have no place in the partition's stream.
+    pub(crate) fn is_local(&self) -> bool {
+        self.name.as_deref().is_some_and(held::is_box)
     }
 
     pub(crate) fn live(&self) -> Option<&Live> {

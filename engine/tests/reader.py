@@ -30,7 +30,6 @@ MINOR = 0
 FRAME_MAX = 4 << 20
 FORMAT_FLAGS_STORED = 0x1F
 OWN_FILE = 0x40
-HELD = 0xFFFFFFFF
 BODY, DELIVER, DELIVER_FILE, FLAGS, EXPUNGE, MAILBOX, KEYWORD, USER_CREATE = range(1, 9)
 INFO_SWAP, NOOP = 10, 15
 EPOCH, TRUNCATE, PROMISE = 13, 14, 16
@@ -608,7 +607,6 @@ class User:
                 self.wrong(Damage(file, at, f"a run of the unknown kind {kind}"))
         for modseq, _, run in sorted(changes, key=lambda change: change[:2]):
             self.change(modseq, run)
-        self.mailboxes = {i: box for i, box in self.mailboxes.items() if i != HELD}
 
     def box(self, ident):
         return self.mailboxes.setdefault(ident, Mailbox(ident))

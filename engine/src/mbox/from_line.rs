@@ -11,6 +11,9 @@ use crate::limits::PREFIX_BYTES_MAX;
 /// Bytes of a sender that are written; RFC 5321 4.5.3.1 allows 254 in a path.
 const SENDER_BYTES_MAX: usize = 320;
 
+/// What stands for the null sender.
+const NULL_SENDER: &[u8] = b"MAILER-DAEMON";
+
 /// Bytes of a `From_` line with its LF at most: every byte of the sender may take three.
 pub const FROM_LINE_BYTES_MAX: usize = "From ".len() + 3 * SENDER_BYTES_MAX + 1 + 24 + 1;
 const _: () = assert!(FROM_LINE_BYTES_MAX + STORE_LINE_BYTES <= PREFIX_BYTES_MAX);
@@ -38,10 +41,21 @@ pub fn prefix(sender: &[u8], date: WallNs, store: &StoreLine) -> Vec<u8> {
     prefix
 }
 
+/// The sender as a `From_` line has it: [`from_line`] makes the same of it again. Empty for the null
+/// sender, and where there is no such line.
+pub fn sender_of(prefix: &[u8]) -> &[u8] {
+    let rest = prefix.strip_prefix(super::FROM).unwrap_or_default();
+    let sender = rest.split(|byte| *byte == b' ').next().unwrap_or_default();
+    if sender == NULL_SENDER {
+        return b"";
+    }
+    sender
+}
+
 fn write(sender: &[u8], date: WallNs, out: &mut Vec<u8>) {
     out.extend_from_slice(super::FROM);
     if sender.is_empty() {
-        out.extend_from_slice(b"MAILER-DAEMON");
+        out.extend_from_slice(NULL_SENDER);
     }
     for byte in sender.iter().take(SENDER_BYTES_MAX) {
         match byte {
@@ -116,6 +130,13 @@ mod tests {
         }
         let last = from_line(b"x", WallNs::new(u64::MAX));
         assert!(last.ends_with(b" 2554\n"));
+        for sender in [&b"a@b"[..], b"", b"a b\r\n\xe4@x"] {
+            let line = from_line(sender, WallNs::new(0));
+            assert_eq!(from_line(sender_of(&line), WallNs::new(0)), line);
+        }
+        for odd in [&b""[..], b"From", b"X-Ringpost: 1"] {
+            assert_eq!(sender_of(odd), b"");
+        }
     }
 
     #[test]

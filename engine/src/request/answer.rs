@@ -347,4 +347,9 @@ pub struct Fetched {
     pub stored_crc: u32,
     /// The message's entry without its header cache.
     pub entry: ListEntry,
+    /// Of a message in a held box: the mailbox that it is for; else 0.
+    pub held_for: MailboxId,
+    /// What the `From_` line says of the sender, if all of a message was read: empty for the null
+    /// sender.
+    pub sender: Bytes,
 }

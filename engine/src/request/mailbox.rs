@@ -42,6 +42,11 @@ pub enum MailboxChange {
         /// Which.
         mailbox: MailboxId,
     },
+    /// The same, if nothing is in it or on its way into it; else [`super::Refused::NotEmpty`].
+    DeleteEmpty {
+        /// Which.
+        mailbox: MailboxId,
+    },
     /// RFC 9051 6.3.7.
     Subscribe {
         /// Which.

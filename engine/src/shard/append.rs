@@ -12,6 +12,7 @@ use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid, UidValid
 use smallvec::SmallVec;
 
 use super::copies::Records;
+use super::hold::{self, HeldFor};
 use super::load::Wants;
 use super::room::keywords_need;
 use super::{Phase, Shard};
@@ -31,7 +32,7 @@ use crate::request::{
     Refused, Ticket,
 };
 use crate::tail::{Existence, Tail};
-use crate::user::{Hold, State, Waiter};
+use crate::user::{Hold, Live, State, User, Waiter};
 
 /// The mailboxes a user begins with.
 pub(super) const FIRST_MAILBOXES: [(MailboxId, &str, SpecialUse); 2] = [
@@ -39,10 +40,21 @@ pub(super) const FIRST_MAILBOXES: [(MailboxId, &str, SpecialUse); 2] = [
     (MailboxId::SENT, "Sent", SpecialUse::Sent),
 ];
 
+/// Who is told what became of an append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asker {
+    /// A caller.
+    Ticket(Ticket),
+    /// A partition's records that are going to be cut off.
+    Cut(PartitionId),
+}
+
 /// An append that is not answered yet.
 pub(super) struct Append {
-    pub(super) ticket: Ticket,
+    pub(super) asker: Asker,
     pub(super) group: AppendGroup,
+    /// Of held mail, whose recipients are held boxes.
+    pub(super) held_for: Option<HeldFor>,
     /// Index of each recipient's user.
     pub(super) users: SmallVec<[usize; 1]>,
     pub(super) outcomes: SmallVec<[Option<Outcome>; 1]>,
@@ -70,6 +82,12 @@ pub(super) enum Linked {
 impl Append {
     pub(super) fn since(&self) -> MonotonicNs {
         self.since
+    }
+
+    /// Whether it looks for guids in indexes.
+    pub(super) fn reads(&self) -> bool {
+        let mut recipients = self.group.recipients.iter();
+        recipients.any(|recipient| recipient.dedupe == Dedupe::Whole)
     }
 }
 
@@ -135,6 +153,16 @@ impl<I: Io> Shard<I> {
         ticket: Ticket,
         group: AppendGroup,
     ) -> Result<(), Refused> {
+        self.submit_group(now, Asker::Ticket(ticket), group, None)
+    }
+
+    pub(super) fn submit_group(
+        &mut self,
+        now: Now,
+        asker: Asker,
+        group: AppendGroup,
+        held_for: Option<HeldFor>,
+    ) -> Result<(), Refused> {
         self.accepts_mail()?;
         let count = group.recipients.len();
         assert!(
@@ -149,57 +177,60 @@ impl<I: Io> Shard<I> {
             return Err(Refused::WrongShard);
         }
         for recipient in &group.recipients {
-            self.takes_changes(recipient.user.partition())?;
+            self.takes_changes_of(&recipient.user)?;
         }
         if group.body.summary().received_len > self.config.message_bytes_max {
             return Err(Refused::TooLarge);
         }
-        let entry = self.appends.vacant_key();
         let mut users = SmallVec::with_capacity(count);
-        let mut loading = 0;
+        let mut wanted: SmallVec<[(usize, Recipient); 1]> = SmallVec::new();
         for recipient in &group.recipients {
             let index = self.users.by_key(&recipient.user);
             self.users.get_mut(index).pins += 1;
             users.push(index);
-            loading += self.want_user(index, &recipient.user, Waiter::Append(entry));
+            if !self.is_there(index, recipient) {
+                wanted.push((index, recipient.clone()));
+            }
         }
-        let append = Append {
-            ticket,
+        let append = self.appends.insert(Append {
+            asker,
+            held_for,
             outcomes: SmallVec::from_elem(None, count),
             segments: SmallVec::from_elem(None, count),
             group,
             users,
             since: now.monotonic,
-            loading,
+            loading: u32::try_from(wanted.len()).expect("at most the recipients"),
             parts: 0,
             steps: 0,
             linked: Linked::NotYet,
-        };
-        self.appends.insert(append);
-        if loading == 0 {
-            self.ready.push_back(entry);
+        });
+        if wanted.is_empty() {
+            self.ready.push_back(append);
+        }
+        for (index, recipient) in wanted {
+            self.want_recipient(index, &recipient, append);
         }
         Ok(())
     }
 
-    /// Makes sure a user is loaded or loading; 1 if the waiter has to wait.
-    fn want_user(
-        &mut self,
-        index: usize,
-        key: &ringpost_netproto::placement::UserKey,
-        waiter: Waiter,
-    ) -> u32 {
-        let user = self.users.get_mut(index);
-        match user.state {
-            State::Live(_) if user.name.is_some() => 0,
+    /// Whether a recipient's user is loaded, with the index if the guid is looked for there.
+    fn is_there(&self, index: usize, recipient: &Recipient) -> bool {
+        let user = self.users.get(index);
+        let whole = recipient.dedupe == Dedupe::Whole;
+        match &user.state {
+            State::Live(live) => user.name.is_some() && (live.index.is_some() || !whole),
             // Somebody holds it so: the verdict is for all who come meanwhile.
-            State::Repairing(_) => 0,
-            _ => {
-                user.waiting.push_back(waiter);
-                self.start_load(index, Some(key));
-                1
-            }
+            State::Repairing(_) => true,
+            State::Unloaded | State::Loading => false,
         }
+    }
+
+    /// Lets an append wait for a user. What is in memory already is there before this returns.
+    fn want_recipient(&mut self, index: usize, recipient: &Recipient, append: usize) {
+        let user = self.users.get_mut(index);
+        user.waiting.push_back(Waiter::Append(append));
+        self.start_load(index, Some(&recipient.user));
     }
 
     /// Whether a loaded user is (one of those) that an append means.
@@ -232,13 +263,9 @@ impl<I: Io> Shard<I> {
         };
         let place = append.users.iter().position(|user| *user == from);
         let Some(place) = place else { return };
-        let key = append
-            .group
-            .recipients
-            .get(place)
-            .map(|recipient| recipient.user.clone());
-        let Some(key) = key else { return };
-        let to = self.users.by_key(&key);
+        let recipient = append.group.recipients.get(place).cloned();
+        let Some(recipient) = recipient else { return };
+        let to = self.users.by_key(&recipient.user);
         self.users.get_mut(to).pins += 1;
         self.users.unpin(from);
         if let Some(user) = self
@@ -248,8 +275,10 @@ impl<I: Io> Shard<I> {
         {
             *user = to;
         }
-        if self.want_user(to, &key, Waiter::Append(index)) == 0 {
+        if self.is_there(to, &recipient) {
             self.append_user_loaded(index);
+        } else {
+            self.want_recipient(to, &recipient, index);
         }
     }
 
@@ -333,10 +362,19 @@ impl<I: Io> Shard<I> {
         true
     }
 
-    /// Replaces the names of mailboxes by their ids, once.
+    /// Replaces the names of mailboxes by their ids, once; those of held boxes, which come and go,
+    /// each time.
     fn resolve_folders(&mut self, index: usize) {
         let append = self.appends.get_mut(index).expect("a ready append is open");
+        let is_held = append.held_for.is_some();
         for (recipient, user) in append.group.recipients.iter_mut().zip(&append.users) {
+            if is_held {
+                let live = self.users.get(*user).live();
+                let named = live.zip(recipient.folder.as_deref());
+                let found = named.and_then(|(live, name)| hold::mailbox_named(&live.tail, name));
+                recipient.mailbox = found.map_or(hold::UNMADE, |found| found.mailbox);
+                continue;
+            }
             if let Some(name) = recipient.folder.take() {
                 let live = self.users.get(*user).live();
                 let tails = live.into_iter().flat_map(|live| &live.tail.mailboxes);
@@ -415,52 +453,38 @@ impl<I: Io> Shard<I> {
         let recipient = group.recipients.get(place).expect("as many as users");
         let user_index = *append.users.get(place).expect("as many as recipients");
         let user = self.users.get(user_index);
-        let tail = match &user.state {
-            State::Live(live) => match self.takes_changes(user.partition) {
-                Ok(()) => &live.tail,
-                Err(fenced) => return Decision::Now(Outcome::Refused(fenced)),
-            },
-            State::Repairing(corrupt) => {
-                return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::clone(corrupt))));
-            }
-            State::Unloaded | State::Loading => unreachable!("a ready append's users are loaded"),
+        let live = match self.open_mailbox(append, user, recipient) {
+            Ok(live) => live,
+            Err(refused) => return Decision::Now(Outcome::Refused(refused)),
         };
-        let exists = match tail.mailbox(recipient.mailbox) {
-            Some(mailbox) => mailbox.takes_mail(),
-            None => tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox),
-        };
-        if !exists {
-            return Decision::Now(Outcome::Refused(Refused::NoSuchMailbox));
-        }
-        if !tail.has_numbers(tail.mailbox(recipient.mailbox)) {
-            let corrupt = Corrupt {
-                file: user.dir().to_string(),
-                offset: 0,
-                reason: CorruptReason::Value(
-                    "its numbers (uid, segment, slot, modseq) are used up",
-                ),
-            };
-            return Decision::Now(Outcome::Refused(Refused::Repairing(Arc::new(corrupt))));
-        }
         let store = || match self.has_room(append, place, chunk) {
             Ok(()) => Decision::Store,
             Err(refused) => Decision::Now(Outcome::Refused(refused)),
         };
         let window = match recipient.dedupe {
-            Dedupe::Yes => &self.window,
+            Dedupe::Yes | Dedupe::Whole => &self.window,
             Dedupe::Recent => &self.recent,
             Dedupe::No => return store(),
         };
-        let uidvalidity = uidvalidity(tail, recipient.mailbox);
         let key = self.dedupe_key(user_index, recipient, group.body.summary());
-        let shown = self.shown_to(user.partition);
-        let duplicate = |uid| {
+        let shown = self.shown_of(user_index);
+        let duplicate_in = |mailbox, uid| {
             Decision::Now(Outcome::Duplicate {
                 uid,
-                uidvalidity,
+                uidvalidity: uidvalidity(&live.tail, mailbox),
                 durable: shown,
             })
         };
+        if recipient.dedupe == Dedupe::Whole {
+            let Some(all) = &live.index else {
+                // Its index could not be read.
+                return Decision::Now(Outcome::Refused(Refused::Busy(BusyReason::SlowDisk)));
+            };
+            if let Some((mailbox, uid)) = all.find_guid(recipient.guid) {
+                return duplicate_in(mailbox, uid);
+            }
+        }
+        let duplicate = |uid| duplicate_in(recipient.mailbox, uid);
         match window.find(&key, shown, seconds(now.wall)) {
             Seen::Durable(uid) => duplicate(uid),
             Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => duplicate(uid),
@@ -469,7 +493,9 @@ impl<I: Io> Shard<I> {
                 let same = |earlier: &&usize| {
                     append.users.get(**earlier) == Some(&user_index)
                         && group.recipients.get(**earlier).is_some_and(|other| {
-                            other.guid == recipient.guid && other.mailbox == recipient.mailbox
+                            other.guid == recipient.guid
+                                && other.mailbox == recipient.mailbox
+                                && other.folder == recipient.folder
                         })
                 };
                 if chunk.iter().any(|earlier| same(&earlier)) {
@@ -479,6 +505,40 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+    }
+
+    /// The user of a recipient whose mailbox takes mail, or will with this.
+    fn open_mailbox<'a>(
+        &self,
+        append: &Append,
+        user: &'a User,
+        recipient: &Recipient,
+    ) -> Result<&'a Live, Refused> {
+        let live = match &user.state {
+            State::Live(live) => live,
+            State::Repairing(corrupt) => return Err(Refused::Repairing(Arc::clone(corrupt))),
+            State::Unloaded | State::Loading => unreachable!("a ready append's users are loaded"),
+        };
+        self.takes_changes_of(&recipient.user)?;
+        let tail = &live.tail;
+        let exists = match tail.mailbox(recipient.mailbox) {
+            Some(mailbox) => mailbox.takes_mail(),
+            None if append.held_for.is_some() && hold::has_room(tail) => true,
+            None if append.held_for.is_some() => return Err(Refused::Busy(BusyReason::Held)),
+            None => tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox),
+        };
+        if !exists {
+            return Err(Refused::NoSuchMailbox);
+        }
+        if !tail.has_numbers(tail.mailbox(recipient.mailbox)) {
+            let what = "its numbers (uid, segment, slot, modseq) are used up";
+            return Err(Refused::Repairing(Arc::new(Corrupt {
+                file: user.dir().to_string(),
+                offset: 0,
+                reason: CorruptReason::Value(what),
+            })));
+        }
+        Ok(live)
     }
 
     pub(super) fn dedupe_key(&self, user: usize, recipient: &Recipient, summary: &Summary) -> Key {
@@ -506,7 +566,12 @@ impl<I: Io> Shard<I> {
         let user = append.users.get(place).expect("as many as recipients");
         let recipients = &append.group.recipients;
         let recipient = recipients.get(place).expect("as many as users");
-        self.recipient_need_of(*user, recipient, body)
+        let mailbox = if append.held_for.is_some() {
+            hold::MAILBOX_NEED
+        } else {
+            0
+        };
+        mailbox + self.recipient_need_of(*user, recipient, body)
     }
 
     pub(super) fn recipient_need_of(
@@ -556,7 +621,7 @@ impl<I: Io> Shard<I> {
         else {
             return;
         };
-        if recipient.dedupe != Dedupe::Yes {
+        if !matches!(recipient.dedupe, Dedupe::Yes | Dedupe::Whole) {
             return;
         }
         let key = self.dedupe_key(*user, recipient, append.group.body.summary());
@@ -572,10 +637,9 @@ impl<I: Io> Shard<I> {
             let append = self.appends.remove(index);
             let stopped = Outcome::Refused(Refused::Stopped);
             let outcomes = append.outcomes.iter().map(|_| stopped.clone()).collect();
-            self.answer(Event::Appended {
-                ticket: append.ticket,
-                outcomes,
-            });
+            if let Asker::Ticket(ticket) = append.asker {
+                self.answer(Event::Appended { ticket, outcomes });
+            }
         }
     }
 }

@@ -88,7 +88,7 @@ impl<I: Io> Shard<I> {
         if !self.identity.owns(&key) {
             return Err(Refused::WrongShard);
         }
-        self.takes_changes(key.partition())?;
+        self.takes_changes_of(&key)?;
         if wish.ranges() > UID_RANGES_MAX {
             return Err(Refused::TooLarge);
         }
@@ -181,8 +181,8 @@ impl<I: Io> Shard<I> {
             // A compaction lets go of it in a moment.
             return Placed::Held;
         }
-        let partition = user.map(|user| self.users.get(user).partition);
-        if let Some(Err(fenced)) = partition.map(|partition| self.takes_changes(partition)) {
+        let key = self.changes.get(change).map(|open| &open.key);
+        if let Some(Err(fenced)) = key.map(|key| self.takes_changes_of(key)) {
             if self.changes.get(change).is_some_and(|open| open.parts > 0) {
                 return Placed::Held;
             }
@@ -221,7 +221,7 @@ impl<I: Io> Shard<I> {
         match placed {
             Placed::All => {
                 let user = self.changes.get(change).expect("an open change").user;
-                let shown = self.shown_to(self.users.get(user).partition);
+                let shown = self.shown_of(user);
                 self.finish_change(change, shown);
             }
             Placed::Held | Placed::NoRoom => {

@@ -23,8 +23,7 @@ use crate::ops::{Purpose, unreachable_done};
 use crate::pending::{Entry, What};
 use crate::position::Lsn;
 use crate::request::{Event, MonotonicNs, Now, Refused, Ticket};
-use crate::user::Hold;
-use crate::user::Lag;
+use crate::user::{self, Hold, Lag};
 
 /// Users of one work: enough to pay for the hand-over, few enough to build in a fraction of a
 /// millisecond.
@@ -348,6 +347,9 @@ impl<I: Io> Shard<I> {
         };
         let mut users = std::mem::take(&mut self.dirty);
         let mut records = 0;
+        // Of whom this checkpoint may write the creation, and the next a change of mailboxes that
+        // only the whole index tells.
+        let mut unfolded = Vec::new();
         users.retain(|index| {
             let user = self.users.get_mut(*index);
             assert!(user.frozen.is_empty(), "one checkpoint at a time");
@@ -362,10 +364,17 @@ impl<I: Io> Shard<I> {
             user.frozen_folders = std::mem::take(&mut user.folders);
             if user.pending.iter().any(Entry::changes_mailboxes) {
                 user.folders = Lag::Yes;
+                if matches!(user.state, user::State::Unloaded) {
+                    unfolded.push(*index);
+                }
             }
             records += u64::try_from(user.frozen.len()).expect("an index has at most 64 bits");
             true
         });
+        for index in unfolded {
+            self.unfolded.push(index);
+            self.start_load(index, None);
+        }
         let place = |index: &usize| {
             let user = self.users.get(*index);
             (user.partition, user.hash, user.ordinal)

@@ -24,12 +24,14 @@ mod ship;
 use std::collections::{BTreeMap, VecDeque};
 
 use ringpost_netproto::id::{Epoch, PartitionId};
+use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
-use super::Shard;
 use super::append::{Decided, Mark};
 use super::partitions::Partitions;
+use super::{Shard, ShardIdentity};
 use crate::canary::{self, Canary};
+use crate::held;
 use crate::io::Io;
 use crate::log::Unstated;
 use crate::pending::Entry;
@@ -72,6 +74,8 @@ struct Place {
     jobs: VecDeque<Job>,
     /// A cut is on its way to the medium.
     cutting: bool,
+    /// What the cut that has its turn holds first.
+    rescue: Option<cut::Rescue>,
 }
 
 /// Whether this node may give numbers.
@@ -104,6 +108,7 @@ impl Place {
             kept: VecDeque::new(),
             jobs: VecDeque::new(),
             cutting: false,
+            rescue: None,
         }
     }
 
@@ -127,11 +132,28 @@ pub(super) struct Frame {
     dedupe_next: u64,
     /// Of what counts.
     marks: Vec<Mark>,
+    /// Of what was cut off. A checkpoint between a frame and the TRUNCATE behind it says what the
+    /// log says there: else the next record has no predecessor.
+    void: Vec<Mark>,
+    /// Where its TRUNCATEs cut: partition, last record that stays, chain after it.
+    cuts: Vec<(PartitionId, u64, u32)>,
     /// Users and how many of their pending entries are of it, as far as they count.
     pub(super) users: Vec<(usize, usize)>,
 }
 
 impl Frame {
+    fn new(end: Lsn, dedupe_next: u64) -> Self {
+        Self {
+            end,
+            held_count: 0,
+            dedupe_next,
+            marks: Vec::new(),
+            void: Vec::new(),
+            cuts: Vec::new(),
+            users: Vec::new(),
+        }
+    }
+
     /// Whether a restart misses nothing of it: a NOOP, or what was cut off.
     fn is_empty(&self) -> bool {
         self.marks.is_empty() && self.users.is_empty()
@@ -172,6 +194,14 @@ pub(super) enum Recorded {
     /// Its user, pinned.
     Entry(usize, Box<Entry>),
     Barrier(Option<Ticket>),
+}
+
+/// A frame that recovery found and that a checkpoint may not pass yet.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) dedupe_next: u64,
+    /// Users and how many of their pending entries are of it.
+    pub(super) users: Vec<(usize, usize)>,
 }
 
 /// A record that recovery found unconfirmed.
@@ -217,6 +247,8 @@ pub(super) struct Copies {
     publishing: Option<Lsn>,
     /// Partitions with a job that may be looked at.
     turns: VecDeque<PartitionId>,
+    /// Held boxes that were asked for.
+    boxes: BTreeMap<PartitionId, UserKey>,
 }
 
 impl Copies {
@@ -233,6 +265,7 @@ impl Copies {
             requests: slab::Slab::new(),
             publishing: None,
             turns: VecDeque::new(),
+            boxes: BTreeMap::new(),
         }
     }
 
@@ -293,13 +326,9 @@ impl Copies {
             frame.held_count += 1;
         } else {
             // Found by recovery.
-            let dedupe_next = 0;
             self.frames.push_back(Frame {
-                end,
                 held_count: 1,
-                dedupe_next,
-                marks: Vec::new(),
-                users: Vec::new(),
+                ..Frame::new(end, 0)
             });
         }
     }
@@ -328,18 +357,15 @@ impl Copies {
     pub(super) fn restore(
         &mut self,
         (settled, settled_to): (Partitions, Lsn),
-        frames: impl Iterator<Item = (Lsn, u64)>,
+        frames: impl Iterator<Item = (Lsn, Found)>,
         records: impl Iterator<Item = Restored>,
     ) {
         self.settled = Some(settled);
         self.settled_to = settled_to;
         self.frames = frames
-            .map(|(end, dedupe_next)| Frame {
-                end,
-                held_count: 0,
-                dedupe_next,
-                marks: Vec::new(),
-                users: Vec::new(),
+            .map(|(end, found)| Frame {
+                users: found.users,
+                ..Frame::new(end, found.dedupe_next)
             })
             .collect();
         for record in records {
@@ -423,6 +449,24 @@ impl<I: Io> Shard<I> {
         Err(Refused::Fenced {
             promised: self.partitions.promised(partition),
         })
+    }
+
+    /// The held box of a partition.
+    pub(super) fn held_box(&mut self, partition: PartitionId) -> UserKey {
+        let ShardIdentity {
+            key, partitions, ..
+        } = &self.identity;
+        let found = self.copies.boxes.entry(partition);
+        let found = found.or_insert_with(|| held::box_of(partition, key, *partitions));
+        found.clone()
+    }
+
+    /// The same of a user: a held box takes them whoever leads.
+    pub(super) fn takes_changes_of(&self, user: &UserKey) -> Result<(), Refused> {
+        if held::is_box(user.name()) {
+            return Ok(());
+        }
+        self.takes_changes(user.partition())
     }
 
     /// Whether records of a user wait for copies whose makers are gone.

@@ -1,5 +1,6 @@
 //! Which part of a shard answers which request.
 
+use super::append::Asker;
 use super::change;
 use super::fetch::Fetch;
 use super::read::{Page, Wanted};
@@ -17,6 +18,7 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), Refused> {
         match request {
             Request::Append(group) => self.submit_append(now, ticket, group)?,
+            Request::Hold(group) => self.submit_hold(now, Asker::Ticket(ticket), group)?,
             Request::StageBegin {
                 size_hint,
                 sender,
@@ -153,6 +155,7 @@ impl Request {
         matches!(
             self,
             Self::Append(_)
+                | Self::Hold(_)
                 | Self::StageBegin { .. }
                 | Self::StageWrite { .. }
                 | Self::StageExpand { .. }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{MailboxId, Modseq, Uid, UidValidity};
+use ringpost_netproto::id::{Epoch, MailboxId, Modseq, Uid, UidValidity};
 use smallvec::SmallVec;
 
 use super::Shard;
@@ -38,34 +38,39 @@ impl<I: Io> Shard<I> {
     pub(super) fn encode(&mut self, now: Now, index: usize, chunk: &[usize], body: &Body) {
         let append = self.appends.get_mut(index).expect("an open append");
         append.parts += 1;
-        let group = append.group.clone();
+        let mut group = append.group.clone();
+        let held_for = append.held_for.clone();
         let users = append.users.clone();
         let segments = append.segments.clone();
         let cache_crc = crc::of(body.cache());
         let placed_body = match body {
-            Body::Small(body) => {
-                Some(self.encode_body(&body.cache, &body.stored, body.summary.stored_crc))
-            }
+            Body::Small(small) => Some(self.encode_prepared(small)),
             Body::Staged(_) => None,
         };
         let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let mut done: SmallVec<[Decided; 1]> = SmallVec::new();
         for (nth, recipient_at) in chunk.iter().enumerate() {
-            let recipient = group.recipients.get(*recipient_at);
+            let recipient = group.recipients.get_mut(*recipient_at);
             let recipient = recipient.expect("chosen among them");
             let user = *users.get(*recipient_at).expect("as many as recipients");
             let last = nth + 1 == chunk.len();
             let mut entries = SmallVec::new();
             self.encode_creation(now, user, recipient.user.name(), &mut entries);
+            let held_for = held_for.as_ref().and_then(|all| all.get(*recipient_at));
+            if held_for.is_some() {
+                let of = (index, *recipient_at);
+                recipient.mailbox = self.encode_held_mailbox(now, of, user, &mut entries);
+            }
             let (place, words) = (recipient.mailbox, &recipient.flags.keywords);
             let keywords = self.encode_keywords(user, place, words, None, &mut entries);
             let one = One {
                 user,
-                recipient,
+                recipient: &*recipient,
                 sender: &group.sender,
                 batch_lsn,
                 cache_crc,
                 keywords,
+                held_for: held_for.copied().unwrap_or(MailboxId::new(0)),
                 group: if last { Group::Ends } else { Group::GoesOn },
             };
             let (uid, modseq) = match (body, &placed_body) {
@@ -79,10 +84,7 @@ impl<I: Io> Shard<I> {
                 }
                 (Body::Small(_), None) => unreachable!("a small body was just encoded"),
             };
-            let key = self.dedupe_key(user, recipient, body.summary());
-            if let Some(window) = self.window_of(recipient.dedupe) {
-                window.insert(&key, uid, seconds(now.wall), batch_lsn.after(1));
-            }
+            self.remember(now, &one, uid, body.summary());
             self.hand_over_early(user, &mut entries);
             let kind = DecidedKind::Stored { uid, modseq };
             done.push(Decided {
@@ -119,13 +121,26 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Remembers a delivery that is stored.
+    fn remember(&mut self, now: Now, one: &One<'_>, uid: Uid, summary: &Summary) {
+        let key = self.dedupe_key(one.user, one.recipient, summary);
+        if let Some(window) = self.window_of(one.recipient.dedupe) {
+            window.insert(&key, uid, seconds(now.wall), one.batch_lsn.after(1));
+        }
+    }
+
     /// Where ids of such deliveries are remembered, if they are.
     fn window_of(&mut self, dedupe: Dedupe) -> Option<&mut Window> {
         match dedupe {
-            Dedupe::Yes => Some(&mut self.window),
+            Dedupe::Yes | Dedupe::Whole => Some(&mut self.window),
             Dedupe::Recent => Some(&mut self.recent),
             Dedupe::No => None,
         }
+    }
+
+    /// The BODY record of a small message.
+    fn encode_prepared(&mut self, body: &PreparedBody) -> (usize, Rc<PendingBody>) {
+        self.encode_body(&body.cache, &body.stored, body.summary.stored_crc)
     }
 
     /// A BODY record: its place in the batch, and the body as pending mail refers to it.
@@ -304,7 +319,7 @@ impl<I: Io> Shard<I> {
         });
     }
 
-    /// A record's header at the next place of its partition.
+    /// A record's header at the next place of its partition; at none if its user is this node's alone.
     pub(super) fn head(
         &mut self,
         user: usize,
@@ -314,7 +329,12 @@ impl<I: Io> Shard<I> {
         group: Group,
     ) -> Head {
         let user = self.users.get(user);
-        let (pseq, chain) = self.partitions.next(user.partition);
+        let (pseq, chain, epoch) = if user.is_local() {
+            (0, 0, Epoch::new(0))
+        } else {
+            let (pseq, chain) = self.partitions.next(user.partition);
+            (pseq, chain, self.epoch_of(user.partition))
+        };
         Head {
             group,
             partition: user.partition,
@@ -327,7 +347,7 @@ impl<I: Io> Shard<I> {
             slot,
             body_crc: 0,
             pseq,
-            epoch: self.epoch_of(user.partition),
+            epoch,
             chain,
         }
     }
@@ -340,6 +360,10 @@ impl<I: Io> Shard<I> {
     ) {
         let batch = self.log.open_batch_mut().expect("room was made");
         let placed = batch.encode(|encoder| encode(encoder, head));
+        self.pending_records += 1;
+        if head.pseq == 0 {
+            return;
+        }
         let (partition, pseq, chain) = (head.partition, head.pseq, placed.chain);
         self.partitions.advance(partition, pseq, chain, head.epoch);
         self.marks.push(Mark {
@@ -349,7 +373,6 @@ impl<I: Io> Shard<I> {
             chain_before: head.chain,
             epoch: head.epoch,
         });
-        self.pending_records += 1;
     }
 
     fn encode_small(
@@ -523,6 +546,8 @@ struct One<'a> {
     cache_crc: u32,
     /// Bits of its flags' keywords.
     keywords: u64,
+    /// Of held mail the mailbox that it is for, else 0.
+    held_for: MailboxId,
     group: Group,
 }
 
@@ -594,12 +619,12 @@ fn message(one: &One<'_>, summary: &Summary, reserved: &Reserved) -> Msg {
         stored_crc: summary.stored_crc,
         keywords: one.keywords,
         guid: one.recipient.guid,
-        held_for: 0,
+        held_for: one.held_for.value(),
     }
 }
 
 /// RFC 7162 3.1: grows with every group; an epoch begins above all earlier ones (cluster.md 6.6).
-pub(super) fn next_modseq(tail: &mut Tail, epoch: ringpost_netproto::id::Epoch) -> Modseq {
+pub(super) fn next_modseq(tail: &mut Tail, epoch: Epoch) -> Modseq {
     tail.modseq = (tail.modseq + 1).max(u64::from(epoch.value()) << 40);
     Modseq::new(tail.modseq)
 }

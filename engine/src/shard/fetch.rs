@@ -19,6 +19,7 @@ use crate::format::store_line::{STORE_LINE_BYTES, StoreLine};
 use crate::index::IndexEntry;
 use crate::io::{AlignedBuf, Done, Failed, FileId, Io, Op, OpenMode, RelPath};
 use crate::limits::{BLOCK_BYTES, FETCH_BYTES_MAX};
+use crate::mbox;
 use crate::ops::{Purpose, unreachable_done};
 use crate::pending::What;
 use crate::request::{Event, Fetched, Notice, Refused};
@@ -65,6 +66,7 @@ enum Step {
     Log {
         msg: Msg,
         lead: usize,
+        prefix: Bytes,
     },
     Open {
         msg: Msg,
@@ -130,17 +132,17 @@ impl<I: Io> Shard<I> {
         match unwritten.map(|entry| &entry.what) {
             Some(What::Small(mail)) if mail.body.is_some() => {
                 let body = mail.body.clone().expect("just asked");
-                match body.memory() {
-                    Some(stored) => {
-                        let got = Got {
-                            msg,
-                            stored: piece_of(&stored, fetch),
-                            prefix: mail.head.slice(MSG_FIXED_BYTES..),
-                        };
-                        self.fetched(read, Ok(got));
-                    }
-                    None => self.read_log(read, msg, &body),
-                }
+                let prefix = mail.head.slice(MSG_FIXED_BYTES..);
+                let Some(stored) = body.memory() else {
+                    self.read_log(read, (msg, prefix), &body);
+                    return;
+                };
+                let got = Got {
+                    msg,
+                    stored: piece_of(&stored, fetch),
+                    prefix,
+                };
+                self.fetched(read, Ok(got));
             }
             Some(What::Large(mail)) => {
                 let path = dir.segment_part(mail.segment);
@@ -171,14 +173,19 @@ impl<I: Io> Shard<I> {
     }
 
     /// Reads a body from the log, past the page cache, on whole blocks.
-    fn read_log(&mut self, read: usize, msg: Msg, body: &crate::pending::PendingBody) {
+    fn read_log(
+        &mut self,
+        read: usize,
+        (msg, prefix): (Msg, Bytes),
+        body: &crate::pending::PendingBody,
+    ) {
         let (file, offset) = self.log.files().place(body.lsn);
         let start = offset / BLOCK_BYTES * BLOCK_BYTES;
         let end = (offset + u64::from(body.stored_len)).next_multiple_of(BLOCK_BYTES);
         let len = usize::try_from(end - start).expect("a body in the log is small");
         let lead = usize::try_from(offset - start).expect("below 4096");
         self.metrics.bodies_reread += 1;
-        self.set_step(read, Step::Log { msg, lead });
+        self.set_step(read, Step::Log { msg, lead, prefix });
         let buf = AlignedBuf::zeroed(len);
         self.ops.start(
             Op::LogRead {
@@ -228,7 +235,7 @@ impl<I: Io> Shard<I> {
         };
         let (fetch, user) = (fetch.clone(), *user);
         match (fetch.step.clone(), result) {
-            (Step::Log { msg, lead }, Ok(Done::Read { buf, count })) => {
+            (Step::Log { msg, lead, prefix }, Ok(Done::Read { buf, count })) => {
                 let len = crate::format::index(msg.stored_len);
                 let bytes = buf.get(..count).and_then(|read| read.get(lead..lead + len));
                 match bytes {
@@ -236,7 +243,7 @@ impl<I: Io> Shard<I> {
                         let got = Got {
                             msg,
                             stored: piece_of(&Bytes::copy_from_slice(stored), &fetch),
-                            prefix: Bytes::new(),
+                            prefix,
                         };
                         self.fetched(read, Ok(got));
                     }
@@ -445,5 +452,7 @@ fn answer(got: &Got) -> Fetched {
         format_flags: msg.format_flags,
         stored_crc: msg.stored_crc,
         entry: list_entry(msg, Bytes::new()),
+        held_for: MailboxId::new(msg.held_for),
+        sender: Bytes::copy_from_slice(mbox::sender_of(&got.prefix)),
     }
 }

@@ -9,6 +9,7 @@ use ringpost_netproto::id::{MailboxId, Uid};
 use ringpost_netproto::placement::UserKey;
 
 use super::Shard;
+use super::append::Append;
 use crate::canary::{self, Canary};
 use crate::error::{Corrupt, CorruptReason};
 use crate::format::info::InfoHeader;
@@ -335,7 +336,12 @@ impl<I: Io> Shard<I> {
                 if user.name.is_none() {
                     user.name = name.or(asked);
                 }
-                let waits = |waiter: &Waiter| !matches!(waiter, Waiter::Append(_) | Waiter::Scrub);
+                let appends = &self.appends;
+                let waits = |waiter: &Waiter| match waiter {
+                    Waiter::Append(append) => appends.get(*append).is_some_and(Append::reads),
+                    Waiter::Scrub => false,
+                    _ => true,
+                };
                 let reader = user.waiting.iter().any(waits);
                 let held = self.copies.holds(user.partition, index);
                 let Folded {

@@ -17,6 +17,7 @@ mod dispatch;
 mod encode;
 mod feed;
 mod fetch;
+mod hold;
 mod large;
 mod load;
 mod open;

@@ -49,7 +49,7 @@ use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, Wha
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
 use crate::user::{Lag, Users};
-use unproven::Unproven;
+use unproven::{Local, Unproven};
 
 impl<I: Io> Shard<I> {
     /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
@@ -459,6 +459,8 @@ struct Redo {
     copies: config::Copies,
     /// Records of which no later frame says yet that they are on all copies.
     unproven: VecDeque<Unproven>,
+    /// Records of no stream in such frames.
+    local: VecDeque<Local>,
     /// Where frames end, from the proven ones on, and their `header_crc`.
     ends: VecDeque<(Lsn, u32)>,
     /// Up to here a frame says so.
@@ -481,6 +483,7 @@ impl Redo {
             notices: Vec::new(),
             copies: config.copies,
             unproven: VecDeque::new(),
+            local: VecDeque::new(),
             ends: VecDeque::new(),
             proven: Lsn::new(0),
             dedupe_durable: 0,
@@ -556,6 +559,9 @@ impl Redo {
         let proven = self.proven;
         while self.unproven.front().is_some_and(|one| one.end <= proven) {
             self.unproven.pop_front();
+        }
+        while self.local.front().is_some_and(|one| one.end <= proven) {
+            self.local.pop_front();
         }
         while self.ends.front().is_some_and(|(end, _)| *end < proven) {
             self.ends.pop_front();
@@ -725,6 +731,16 @@ impl Redo {
             .by_ordinal(head.user, head.ordinal, head.partition);
         if head.pseq > 0 {
             self.unproven(frame, head, (Some(index), delivery));
+        } else if self.copies == config::Copies::Asked {
+            if let What::Swap(_) = &what {
+                // All before it counted when it was made.
+                self.local.retain(|one| one.user != index);
+            }
+            self.local.push_back(Local {
+                end: frame.end(),
+                user: index,
+                dedupe_after: self.window.next(),
+            });
         }
         let user = self.users.get_mut(index);
         if let What::Create { name, .. } = &what {

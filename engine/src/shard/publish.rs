@@ -5,7 +5,7 @@ use ringpost_netproto::id::{MailboxId, Uid, UidValidity};
 use smallvec::SmallVec;
 
 use super::Shard;
-use super::append::{Decided, DecidedKind, Mark, Part, PartOf, uidvalidity};
+use super::append::{Asker, Decided, DecidedKind, Mark, Part, PartOf, uidvalidity};
 use crate::format::Reserved;
 use crate::format::info::{MsgFixed, Run, Runs, Seed};
 use crate::index::{DeadFile, Index, apply_run};
@@ -187,10 +187,10 @@ impl<I: Io> Shard<I> {
         self.metrics
             .append_ns
             .record(now.monotonic.since(append.since));
-        self.answer(Event::Appended {
-            ticket: append.ticket,
-            outcomes,
-        });
+        match append.asker {
+            Asker::Ticket(ticket) => self.answer(Event::Appended { ticket, outcomes }),
+            Asker::Cut(partition) => self.rescued(partition, outcomes),
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod held;
 mod large;
 mod restart;
 mod rules;
@@ -56,6 +57,18 @@ fn what_was_acknowledged_survives_the_loss_of_either_node() {
 #[test]
 fn what_was_acknowledged_survives_the_loss_of_one_in_three() {
     all_hold(3_000, &Plan::new(3, End::Loss));
+}
+
+/// Seeds that found something: a connection made anew while a lead waited for its turn (14, 215); two
+/// checkpoints behind a restart, the first with a user's creation, the second with the end of one of
+/// its mailboxes (325).
+#[test]
+fn what_was_found_once_is_mended() {
+    for seed in [14, 215, 325] {
+        if let Err(found) = run(seed, &Plan::new(3, End::Heal)) {
+            panic!("seed {seed}: {found}");
+        }
+    }
 }
 
 /// Fresh seeds of every kind: `COPIES_SEEDS=1000..1300 cargo test --test copies -- --ignored soak`.

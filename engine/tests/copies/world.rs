@@ -6,11 +6,12 @@
 //! now and then. Who leads asks the other for its tail before it gives out a number.
 
 mod ends;
+mod held;
 mod lead;
 mod links;
 mod tails;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fastrand::Rng;
 use ringpost_engine::config::{Copies, ShardConfig};
@@ -23,6 +24,7 @@ use ringpost_engine::request::{
 };
 use ringpost_netproto::id::{Guid, MailboxId, PartitionId};
 
+use crate::held::Item;
 use crate::testkit::{Bench, empty_disk, guid, message, prepare, ticket_of, user};
 
 const PARTITIONS: u16 = 4;
@@ -93,6 +95,8 @@ struct Node {
     leads: BTreeMap<PartitionId, u32>,
     /// Deliveries that wait: user, number.
     mails: BTreeMap<Ticket, (&'static str, u64)>,
+    /// The same, to be held.
+    holds: BTreeMap<Ticket, (&'static str, u64)>,
     /// Requests of another node's, and what is to be confirmed.
     copies: BTreeMap<Ticket, (usize, Confirm, PartitionId)>,
     /// Stage files of such a request: they go with its answer.
@@ -113,6 +117,12 @@ pub(crate) struct World {
     next_mail: u64,
     /// Of each acknowledged mail its uid.
     acknowledged: BTreeMap<(&'static str, u64), u32>,
+    /// Mail that was answered as held: it reaches the primary, once.
+    held: BTreeSet<(&'static str, u64)>,
+    /// Messages of records that were cut off, by user: they do too.
+    rescued: BTreeSet<(&'static str, [u8; 16])>,
+    /// Held mail on its way to a primary: who holds it, and what.
+    handed: BTreeMap<(usize, Ticket), (usize, Item)>,
     /// What a reader of a primary, or of a node that came back, saw.
     seen: BTreeMap<(&'static str, u32), Guid>,
     sizes: BTreeMap<u64, usize>,
@@ -153,6 +163,7 @@ impl World {
                 disk: None,
                 leads: BTreeMap::new(),
                 mails: BTreeMap::new(),
+                holds: BTreeMap::new(),
                 copies: BTreeMap::new(),
                 stages: BTreeMap::new(),
                 events_seen: 0,
@@ -178,6 +189,9 @@ impl World {
             next_stream: 1,
             next_mail: 1,
             acknowledged: BTreeMap::new(),
+            held: BTreeSet::new(),
+            rescued: BTreeSet::new(),
+            handed: BTreeMap::new(),
             seen: BTreeMap::new(),
             sizes: BTreeMap::new(),
         }
@@ -216,6 +230,7 @@ impl World {
             93..=95 => self.restart()?,
             96 => self.fail_over(),
             97 => self.checkpoint(),
+            98 => self.hand_back()?,
             _ => self.look()?,
         }
         self.lead()?;
@@ -254,8 +269,13 @@ impl World {
             }
         };
         let group = Bench::group(&[name], number, body);
-        if let Ok(ticket) = bench.submit(Request::Append(group)) {
+        let append = bench.submit(Request::Append(group.clone()));
+        if let Ok(ticket) = append {
             node.mails.insert(ticket, (name, number));
+        } else if self.rng.bool()
+            && let Ok(ticket) = bench.submit(Request::Hold(group))
+        {
+            node.holds.insert(ticket, (name, number));
         }
     }
 
@@ -362,6 +382,15 @@ impl World {
         ticket: Ticket,
         outcomes: &[Outcome],
     ) -> Result<(), String> {
+        if let Some(mail) = self.nodes[node].holds.remove(&ticket) {
+            if let [Outcome::Stored { .. } | Outcome::Duplicate { .. }] = outcomes {
+                self.held.insert(mail);
+            }
+            return Ok(());
+        }
+        if let Some((holder, item)) = self.handed.remove(&(node, ticket)) {
+            return self.handed_back((holder, &item), outcomes);
+        }
         let Some((name, number)) = self.nodes[node].mails.remove(&ticket) else {
             return Ok(());
         };
@@ -404,9 +433,11 @@ impl World {
         found.disk = Some(image);
         found.leads.clear();
         found.mails.clear();
+        found.holds.clear();
         found.copies.clear();
         found.stages.clear();
         found.events_seen = 0;
+        self.handed.retain(|(primary, _), _| *primary != node);
         for other in 0..self.nodes.len() {
             if other != node {
                 self.drop_link(node, other);
@@ -426,6 +457,10 @@ impl World {
             let opened = Bench::on(disk, config());
             let bench = opened.map_err(|error| format!("node {node} opens: {error}"))?;
             self.nodes[node].bench = Some(bench);
+            // A connection to it while it was down never was one.
+            for other in (0..self.nodes.len()).filter(|other| *other != node) {
+                self.drop_link(node, other);
+            }
             // Readers come at once.
             for name in USERS {
                 self.look_at(node, name)?;

@@ -553,7 +553,7 @@ impl Oracle {
                     folder.name = super::model::renamed(&folder.name, from, to);
                 }
             }
-            MailboxChange::Delete { mailbox } => {
+            MailboxChange::Delete { mailbox } | MailboxChange::DeleteEmpty { mailbox } => {
                 ensure!(
                     person.bury(mailbox.value()),
                     "mailbox {mailbox} was removed twice"

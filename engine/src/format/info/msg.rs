@@ -172,6 +172,11 @@ impl MsgFixed {
         crc::combine(fixed, cache_crc, u64::from(self.cache_slots()) * SLOT_BYTES)
     }
 
+    /// Identity of the content.
+    pub fn guid(&self) -> Guid {
+        Guid::new(self.guid)
+    }
+
     /// The segment that holds the message.
     pub fn segment(&self) -> u32 {
         self.segment.get()

@@ -233,7 +233,8 @@ impl<'a> Encoder<'a> {
         writer.pad();
         let record = writer.record;
         let mut after = 0;
-        if kind.is_replicated() || kind == RecordType::Truncate {
+        let chained = kind.is_replicated() && head.pseq > 0;
+        if chained || kind == RecordType::Truncate {
             after = match kind {
                 // It names a place in the chain and has none itself.
                 RecordType::Truncate => head.chain,

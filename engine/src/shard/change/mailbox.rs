@@ -56,9 +56,20 @@ pub(super) fn plan(
         MailboxChange::Rename { from, to } => rename(at, from, to)?,
         MailboxChange::Delete {
             mailbox: MailboxId::INBOX,
+        }
+        | MailboxChange::DeleteEmpty {
+            mailbox: MailboxId::INBOX,
         } => return Err(Refused::BadName(NameFault::Inbox)),
         MailboxChange::Delete { mailbox } => {
             let found = at.mailbox(*mailbox)?;
+            vec![Planned::of(found, MailboxOp::Delete, &found.name)]
+        }
+        MailboxChange::DeleteEmpty { mailbox } => {
+            let found = at.mailbox(*mailbox)?;
+            // A uid that nobody saw yet is of a message in the log.
+            if found.messages_count > 0 || found.uidnext != found.uidnext_visible {
+                return Err(Refused::NotEmpty);
+            }
             vec![Planned::of(found, MailboxOp::Delete, &found.name)]
         }
         MailboxChange::Subscribe { mailbox } => {

@@ -1,5 +1,10 @@
 //! Records that no primary knows are cut off (storage.md 1.5, cluster.md 6.2): one TRUNCATE, and what
 //! they took of their users is given back. Only what does not count can be cut.
+//!
+//! Their messages are held first, in groups of their own: all of them need not fit one frame. A crash
+//! in between leaves both, and the cut that follows it finds them held already.
+
+mod rescue;
 
 use ringpost_netproto::id::PartitionId;
 use smallvec::SmallVec;
@@ -11,9 +16,12 @@ use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
 use crate::io::{Io, Op};
 use crate::ops::Purpose;
 use crate::pending::{Entry, What};
-use crate::request::{Disowned, Event, Refused, Ticket};
+use crate::position::Lsn;
+use crate::request::{Disowned, Event, Now, Refused, Ticket};
 use crate::shard::Shard;
 use crate::shard::append::{Part, PartOf};
+
+pub(super) use rescue::Rescue;
 
 /// A cut on its way to the medium.
 pub(in crate::shard) struct Cut {
@@ -45,6 +53,7 @@ impl<I: Io> Shard<I> {
     /// Cuts, or says why not; `false` if it has to wait.
     pub(super) fn try_cut(
         &mut self,
+        now: Now,
         partition: PartitionId,
         (ticket, pseq): (Ticket, u64),
     ) -> bool {
@@ -82,7 +91,7 @@ impl<I: Io> Shard<I> {
             self.answer(Event::Disowned { ticket, result });
             return true;
         }
-        if sealed < last || flushed < last || self.log.room(RECORD_HEADER_BYTES).is_none() {
+        if sealed < last || flushed < last {
             return false;
         }
         let Some(chain) = chain else {
@@ -90,6 +99,19 @@ impl<I: Io> Shard<I> {
             self.answer(Event::Disowned { ticket, result });
             return true;
         };
+        match self.rescue(now, partition, pseq) {
+            None => return false,
+            Some(Ok(())) => {}
+            Some(Err(refused)) => {
+                let result = Err(refused);
+                self.answer(Event::Disowned { ticket, result });
+                return true;
+            }
+        }
+        if self.log.room(RECORD_HEADER_BYTES).is_none() {
+            return false;
+        }
+        self.copies.place(partition).rescue = None;
         let cut = Cut {
             ticket,
             partition,
@@ -122,7 +144,10 @@ impl<I: Io> Shard<I> {
     }
 
     /// The TRUNCATE is on the medium: what it cuts off is no more.
-    pub(super) fn cut_off(&mut self, cut: &Cut) {
+    pub(super) fn cut_off(&mut self, cut: &Cut, frame: Option<Lsn>) {
+        if let Some(frame) = frame.and_then(|end| self.copies.frame(end)) {
+            frame.cuts.push((cut.partition, cut.pseq, cut.chain));
+        }
         let place = self.copies.place(cut.partition);
         place.cutting = false;
         place.kept.retain(|kept| kept.mark.pseq <= cut.pseq);
@@ -137,6 +162,9 @@ impl<I: Io> Shard<I> {
         }
         for piece in void {
             self.copies.let_go(piece.end);
+            if let (Some(mark), Some(frame)) = (piece.mark, self.copies.frame(piece.end)) {
+                frame.void.insert(0, mark);
+            }
             if let Held::Entries(entries) = piece.of {
                 for (user, entry) in entries.into_iter().rev() {
                     self.void(cut.partition, user, &entry);

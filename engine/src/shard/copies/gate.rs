@@ -2,7 +2,7 @@
 
 use ringpost_netproto::id::PartitionId;
 
-use super::{Gate, Place};
+use super::{Gate, Job, Place};
 use crate::io::Io;
 use crate::position::Lsn;
 use crate::request::{Copy, Now, StreamId};
@@ -78,6 +78,14 @@ impl<I: Io> Shard<I> {
             return;
         }
         let place = self.begin_place(partition);
+        // A lead that waits for its turn begins with what was said last.
+        for job in &mut place.jobs {
+            if let Job::Lead(wish) = job
+                && copy != Copy::Follows
+            {
+                wish.copy = copy;
+            }
+        }
         let before = std::mem::replace(&mut place.gate, gate);
         if before == gate {
             return;

@@ -21,13 +21,8 @@ impl<I: Io> Shard<I> {
     pub(in crate::shard) fn hold_frame(&mut self, now: Now, end: Lsn, parts: Vec<Part>) {
         let start = std::mem::replace(&mut self.copies.last_end, end);
         let dedupe_next = parts.last().map_or(0, |part| part.dedupe_next);
-        self.copies.frames.push_back(Frame {
-            end,
-            held_count: 0,
-            dedupe_next,
-            marks: Vec::new(),
-            users: Vec::new(),
-        });
+        let frame = Frame::new(end, dedupe_next);
+        self.copies.frames.push_back(frame);
         for part in parts {
             self.hold_part(now, Some((start, end)), part);
         }
@@ -38,31 +33,14 @@ impl<I: Io> Shard<I> {
     pub(in crate::shard) fn hold_part(&mut self, now: Now, frame: Option<(Lsn, Lsn)>, part: Part) {
         match part.of {
             PartOf::Append(append, done) => {
-                let mut pieces: BTreeMap<PartitionId, SmallVec<[Decided; 1]>> = BTreeMap::new();
-                for decided in done {
-                    let open = self.appends.get(append);
-                    let user = open.and_then(|open| open.users.get(decided.recipient));
-                    let Some(user) = user else { continue };
-                    let partition = self.users.get(*user).partition;
-                    pieces.entry(partition).or_default().push(decided);
-                }
-                if let Some(open) = self.appends.get_mut(append) {
-                    let more = u32::try_from(pieces.len()).expect("at most the recipients");
-                    open.parts = open.parts + more - 1;
-                }
-                for (partition, done) in pieces {
-                    let marks = part.marks.iter().rev();
-                    let mark = marks.copied().find(|mark| mark.partition == partition);
-                    let of = if self.is_led_here(partition) {
-                        Held::Append(append, done)
-                    } else {
-                        Held::Entries(self.fence_append(now, append, done))
-                    };
-                    self.hold_piece(now, frame, (partition, mark), of);
-                }
+                self.hold_append(now, frame, (append, done), &part.marks);
             }
             PartOf::Change(change, entries) => {
                 let Some(mark) = part.marks.last().copied() else {
+                    // Of a held box.
+                    let durable = self.begin_local(frame);
+                    self.publish_change(change, entries, durable);
+                    self.copies.publishing = None;
                     return;
                 };
                 let of = if self.is_led_here(mark.partition) {
@@ -74,6 +52,57 @@ impl<I: Io> Shard<I> {
             }
             PartOf::Records(records) => self.hold_records(now, frame, records),
         }
+    }
+
+    /// An append by partition; what goes into held boxes counts at once.
+    fn hold_append(
+        &mut self,
+        now: Now,
+        frame: Option<(Lsn, Lsn)>,
+        (append, done): (usize, SmallVec<[Decided; 1]>),
+        marks: &[Mark],
+    ) {
+        let mut pieces: BTreeMap<PartitionId, SmallVec<[Decided; 1]>> = BTreeMap::new();
+        let mut local = SmallVec::new();
+        for decided in done {
+            let open = self.appends.get(append);
+            let user = open.and_then(|open| open.users.get(decided.recipient));
+            let Some(user) = user.map(|user| self.users.get(*user)) else {
+                continue;
+            };
+            if user.is_local() {
+                local.push(decided);
+            } else {
+                pieces.entry(user.partition).or_default().push(decided);
+            }
+        }
+        if let Some(open) = self.appends.get_mut(append) {
+            let more = pieces.len() + usize::from(!local.is_empty());
+            let more = u32::try_from(more).expect("at most the recipients");
+            open.parts = open.parts + more - 1;
+        }
+        if !local.is_empty() {
+            let durable = self.begin_local(frame);
+            self.publish_append(now, append, local, durable);
+            self.copies.publishing = None;
+        }
+        for (partition, done) in pieces {
+            let mut marks = marks.iter().rev();
+            let mark = marks.find(|mark| mark.partition == partition).copied();
+            let of = if self.is_led_here(partition) {
+                Held::Append(append, done)
+            } else {
+                Held::Entries(self.fence_append(now, append, done))
+            };
+            self.hold_piece(now, frame, (partition, mark), of);
+        }
+    }
+
+    /// What is this node's alone counts with its frame.
+    fn begin_local(&mut self, frame: Option<(Lsn, Lsn)>) -> DurableTo {
+        self.copies.publishing = frame.map(|(_, end)| end);
+        let flushed = self.positions.flushed_to().lsn();
+        self.positions.alone(flushed).expect("it is flushed")
     }
 
     /// Whether those who wait for an answer may get a good one.
@@ -103,7 +132,7 @@ impl<I: Io> Shard<I> {
         match records.answers {
             Answers::Nobody => {}
             Answers::Replicate(request) => self.replicated(now, request),
-            Answers::Cut(cut) => self.cut_off(&cut),
+            Answers::Cut(cut) => self.cut_off(&cut, frame.map(|(_, end)| end)),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::shard::append::{Decided, Mark, Part, PartOf};
 pub(super) struct Wish {
     ticket: Ticket,
     epoch: Epoch,
-    copy: Copy,
+    pub(super) copy: Copy,
     peers_pseq: u64,
 }
 

@@ -51,16 +51,16 @@ pub(super) struct Replicating {
 }
 
 /// A record that was checked for being one.
-struct Incoming {
-    head: Head,
-    kind: RecordType,
+pub(super) struct Incoming {
+    pub(super) head: Head,
+    pub(super) kind: RecordType,
     /// In replicated form.
     record: Bytes,
     body: Option<Bytes>,
     /// Bytes of header cache of the body.
     cache_len: usize,
     /// Of a message.
-    msg: Option<Msg>,
+    pub(super) msg: Option<Msg>,
     user: Option<usize>,
     /// Of a large message: its bytes in a stage file.
     file: Option<RelPath>,
@@ -196,7 +196,7 @@ impl<I: Io> Shard<I> {
             let goes_on = match &job {
                 Job::Replicate(index) => self.try_replicate(now, *index),
                 Job::Lead(wish) => self.try_lead(now, partition, wish),
-                Job::Cut(ticket, pseq) => self.try_cut(partition, (*ticket, *pseq)),
+                Job::Cut(ticket, pseq) => self.try_cut(now, partition, (*ticket, *pseq)),
             };
             if !goes_on {
                 self.copies.place(partition).jobs.push_front(job);

@@ -43,9 +43,12 @@ impl<I: Io> Shard<I> {
             && (frame.end <= stated || frame.is_empty())
         {
             self.dedupe_durable = self.dedupe_durable.max(frame.dedupe_next);
-            for mark in &frame.marks {
-                let (partition, epoch) = (mark.partition, mark.epoch);
-                if let Some(settled) = &mut self.copies.settled {
+            if let Some(settled) = &mut self.copies.settled {
+                for (partition, pseq, chain) in &frame.cuts {
+                    settled.truncate(*partition, *pseq, *chain);
+                }
+                for mark in frame.marks.iter().chain(&frame.void) {
+                    let (partition, epoch) = (mark.partition, mark.epoch);
                     settled.advance(partition, mark.pseq, mark.chain, epoch);
                 }
             }
@@ -55,6 +58,16 @@ impl<I: Io> Shard<I> {
             self.copies.settled_to = frame.end;
             self.copies.unstated.pop_front();
         }
+    }
+
+    /// Up to where a user's records are published.
+    pub(in crate::shard) fn shown_of(&self, user: usize) -> DurableTo {
+        let user = self.users.get(user);
+        if user.is_local() {
+            let flushed = self.positions.flushed_to().lsn();
+            return self.positions.alone(flushed).expect("it is flushed");
+        }
+        self.shown_to(user.partition)
     }
 
     /// Up to where a partition's records are published.

@@ -15,7 +15,7 @@ use crate::pending::Entry;
 use crate::position::Lsn;
 use crate::request::Shipped;
 use crate::shard::append::Mark;
-use crate::shard::copies::{Copies, Restored};
+use crate::shard::copies::{Copies, Found, Restored};
 use crate::user::Lag;
 
 /// A record that a later one may make void, or that nobody confirmed.
@@ -28,6 +28,14 @@ pub(super) struct Unproven {
     pub(super) shipped: Option<Shipped>,
     /// Sequence of the next delivery id before its frame, and behind it.
     pub(super) dedupe_before: u64,
+    pub(super) dedupe_after: u64,
+}
+
+/// A record of this node's alone: it counts, and lies above what a checkpoint may write.
+pub(super) struct Local {
+    pub(super) end: Lsn,
+    pub(super) user: usize,
+    /// Sequence of the next delivery id behind it.
     pub(super) dedupe_after: u64,
 }
 
@@ -121,10 +129,10 @@ impl Redo {
         if let Some(first) = unproven.front() {
             self.dedupe_durable = first.dedupe_before;
         }
-        let mut frames: BTreeMap<Lsn, u64> = BTreeMap::new();
+        let mut frames: BTreeMap<Lsn, Found> = BTreeMap::new();
         let mut records = VecDeque::new();
         for one in unproven.into_iter().rev() {
-            frames.insert(one.end, one.dedupe_after);
+            frames.entry(one.end).or_default().dedupe_next = one.dedupe_after;
             let before = one.mark.pseq - 1;
             self.partitions
                 .truncate(one.mark.partition, before, one.mark.chain_before);
@@ -141,8 +149,21 @@ impl Redo {
                 shipped: one.shipped,
             });
         }
+        for local in std::mem::take(&mut self.local) {
+            if local.end <= confirmed {
+                continue;
+            }
+            let frame = frames.entry(local.end).or_default();
+            frame.dedupe_next = frame.dedupe_next.max(local.dedupe_after);
+            frame.users.push((local.user, 1));
+            self.users.get_mut(local.user).ahead_count += 1;
+        }
         self.tidy();
-        frames.entry(end).or_insert(self.window.next());
+        let last = Found {
+            dedupe_next: self.window.next(),
+            users: Vec::new(),
+        };
+        frames.entry(end).or_insert(last);
         copies.restore(
             (self.partitions.clone(), confirmed),
             frames.into_iter(),

@@ -7,7 +7,7 @@ use ringpost_engine::mbox::{View, restore};
 use ringpost_engine::request::{Copy, Event, Replicate, Request};
 use ringpost_netproto::id::{Epoch, Guid, MailboxId, Uid};
 
-use super::{Node, Register, USERS, World, all_partitions};
+use super::{End, Node, Register, USERS, World, all_partitions};
 use crate::testkit::{Bench, guid, message, user};
 
 impl World {
@@ -30,6 +30,7 @@ impl World {
             for _letter in 0..8 {
                 self.carry()?;
             }
+            self.hand_back()?;
         }
         if !self.is_quiet() {
             return Err(format!("it does not come to rest: {}", self.unrest()));
@@ -85,6 +86,7 @@ impl World {
         let answered = self.nodes.iter().all(answered);
         up && !sent
             && answered
+            && !self.is_holding()
             && all_partitions().all(|partition| {
                 let Register { epoch, primary, .. } = self.registers[&partition];
                 self.nodes[primary].leads.get(&partition) == Some(&epoch)
@@ -107,7 +109,8 @@ impl World {
         for (number, node) in self.nodes.iter().enumerate() {
             let bench = node.bench.as_ref();
             let (mails, copies) = (node.mails.len(), node.copies.len());
-            let open = bench.map(Bench::unanswered);
+            let mut open = bench.map(Bench::unanswered).unwrap_or_default();
+            open.truncate(10);
             found.push_str(&format!(
                 "node {number}: {open:?}, {mails} mails, {copies} copies; "
             ));
@@ -230,6 +233,9 @@ impl World {
                 return Err(format!("mail {number} of {name} (uid {uid}) is lost"));
             }
             self.compare_bytes(node, name, (number, uid))?;
+        }
+        if self.plan.end == End::Heal {
+            self.compare_held(name, &guids)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use ringpost_engine::request::{Copy, Event, PartitionTail, Refused, Replicate, Request, StreamId};
 use ringpost_netproto::id::{Epoch, PartitionId};
 
-use super::tails::{common, last_of, shares};
+use super::tails::{common, last_of, messages_above, shares};
 use super::{Outstanding, Register, World, all_partitions};
 
 impl World {
@@ -28,7 +28,7 @@ impl World {
                 primary,
                 copy,
             } = self.registers[&partition];
-            if !self.nodes[primary].is_up() || !self.nodes[copy].is_up() {
+            if !self.nodes[primary].is_up() {
                 continue;
             }
             let leads = self.nodes[primary].leads.get(&partition).copied();
@@ -37,6 +37,12 @@ impl World {
                 .values()
                 .any(|(from, to, _)| (*from, *to) == (primary, copy));
             let fresh = leads.is_none_or(|leads| leads < epoch);
+            if !self.nodes[copy].is_up() {
+                if fresh && !connected && self.rng.u32(..12) == 0 {
+                    self.lead_unheard(partition)?;
+                }
+                continue;
+            }
             if !fresh && connected {
                 continue;
             }
@@ -67,6 +73,36 @@ impl World {
                 self.take_lead(partition)?;
             }
         }
+        Ok(())
+    }
+
+    /// T4 while the other is down: all that counts is here, and nothing new counts before the other is
+    /// back, whatever it has then.
+    fn lead_unheard(&mut self, partition: PartitionId) -> Result<(), String> {
+        let register = self.registers.get_mut(&partition).expect("one each");
+        register.epoch += 1;
+        let Register {
+            epoch,
+            primary,
+            copy,
+        } = *register;
+        let stream = StreamId::new(self.next_stream);
+        self.next_stream += 1;
+        self.streams
+            .insert(stream, (primary, copy, Outstanding::new()));
+        let lead = Request::Lead {
+            partition,
+            epoch: Epoch::new(epoch),
+            copy: Copy::Stream(stream),
+            peers_pseq: 0,
+        };
+        let bench = self.nodes[primary].up().expect("it is up");
+        if let Err(refused) = bench.submit(lead) {
+            return Err(format!("the lead of {partition}: {refused}"));
+        }
+        bench.poll();
+        self.take_events(primary)?;
+        self.nodes[primary].leads.insert(partition, epoch);
         Ok(())
     }
 
@@ -184,8 +220,12 @@ impl World {
             partition,
             pseq: common,
         };
+        let cut_off = messages_above(&theirs, common);
         match self.ask(copy, cut)? {
-            Some(Event::Disowned { result: Ok(_), .. }) => Ok(()),
+            Some(Event::Disowned { result: Ok(_), .. }) => {
+                self.rescued.extend(cut_off);
+                Ok(())
+            }
             other => Err(format!(
                 "{partition} is not cut at {common} of {last}: {other:?}"
             )),

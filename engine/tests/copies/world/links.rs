@@ -64,6 +64,7 @@ impl World {
             Letter::Records(mut records, files, confirm) => {
                 let partition = records.partition;
                 let Some(stages) = self.take_files(to, &mut records, files)? else {
+                    self.disconnect(confirm.stream);
                     return Ok(());
                 };
                 let node = &mut self.nodes[to];
@@ -78,7 +79,7 @@ impl World {
                     Err(Refused::BadRecords(reason)) => {
                         return Err(format!("records are no records: {reason}"));
                     }
-                    Err(_) => {}
+                    Err(_) => self.disconnect(confirm.stream),
                 }
             }
             Letter::Ack(confirm, partition, result) => {

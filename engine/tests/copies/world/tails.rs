@@ -1,8 +1,17 @@
 //! Common ground of two tails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringpost_engine::request::PartitionTail;
+
+use super::USERS;
+use crate::testkit::user;
+
+/// Types of records with a message, where their guid is, and where a record has its type and the
+/// user's hash (FORMAT.md).
+const GUID_AT: [(u8, usize); 2] = [(2, 88 + 104), (3, 72 + 104)];
+const TYPE_AT: usize = 4;
+const HASH_AT: usize = 8;
 
 /// The last record of a tail, and its chain if it is the one that counts.
 pub(super) fn last_of(tail: &PartitionTail) -> (u64, u32) {
@@ -39,4 +48,28 @@ pub(super) fn common(ours: &PartitionTail, theirs: &PartitionTail) -> u64 {
 /// Whether two tails have a record of different content in the same place.
 pub(super) fn shares(ours: &PartitionTail, theirs: &PartitionTail) -> bool {
     common(ours, theirs) < last_of(ours).0
+}
+
+/// Whose messages the records above one bring: user and guid.
+pub(super) fn messages_above(
+    tail: &PartitionTail,
+    pseq: u64,
+) -> BTreeSet<(&'static str, [u8; 16])> {
+    let mut found = BTreeSet::new();
+    for records in &tail.waiting {
+        for (item, number) in records.items.iter().zip(records.prev_pseq + 1..) {
+            let record = &item.record;
+            let guid_at = GUID_AT.iter().find(|(kind, _)| *kind == record[TYPE_AT]);
+            let (Some((_, at)), true) = (guid_at, number > pseq) else {
+                continue;
+            };
+            let hash = record[HASH_AT..HASH_AT + 8].try_into().expect("8 bytes");
+            let hash = u64::from_le_bytes(hash);
+            let mut names = USERS.iter();
+            let name = names.find(|name| user(name).hash().value() == hash);
+            let guid = record[*at..at + 16].try_into().expect("16 bytes");
+            found.insert((*name.expect("one of them"), guid));
+        }
+    }
+    found
 }

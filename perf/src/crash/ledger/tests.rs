@@ -161,7 +161,7 @@ fn crash_between_answers_makes_doubt_of_the_later_and_nothing_of_the_unsent() {
 
 #[test]
 fn message_is_due_when_every_recipient_has_the_answer() {
-    let (_, serials) = self::ledger();
+    let (_, serials) = ledger();
     let mut ledger = Ledger::new(SEED, 2);
     ledger.sent(serials[0], &[0, 1]);
     ledger.acknowledged(serials[0], 0, Duplicate::No);

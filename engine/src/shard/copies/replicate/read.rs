@@ -38,7 +38,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// One record: put where it could stand here and decoded like one of this log.
-    pub(super) fn read_record(
+    pub(in crate::shard::copies) fn read_record(
         &self,
         record: &Bytes,
         body: Option<&Bytes>,
