@@ -12,7 +12,8 @@ mod uids;
 
 pub use answer::{Compacted, Event, Fetched, ListEntry, ListPage, MailboxStatus, More, Notice};
 pub use copies::{
-    Copy, Disowned, Led, PartitionTail, Replicate, Replicated, SealedItem, Shipped, StreamId,
+    Copy, Disowned, Given, Led, PartitionTail, Refilled, Replicate, Replicated, SealedItem,
+    Shipped, StreamId, UserState,
 };
 pub use flags::{FlagOp, Flags, is_keyword};
 pub use mailbox::{
@@ -357,6 +358,36 @@ pub enum Request {
         partition: PartitionId,
         /// The last record that stays.
         pseq: u64,
+    },
+    /// What a copy that lacks records which count already has of a user becomes what the primary says,
+    /// but for the messages it lacks, which are answered. Only while the partition follows, and nothing
+    /// of the user waits. [`Event::Refilled`].
+    Refill {
+        /// Whose.
+        user: UserKey,
+        /// What the primary says, or a part of it.
+        state: Box<UserState>,
+    },
+    /// Messages that a copy lacks, with the numbers that the primary gave them: ascending, and above
+    /// all that the mailbox has here. One that is there is answered as a duplicate; another one in its
+    /// place, or below, is refused with [`Refused::Diverged`]. [`Event::Appended`].
+    RefillMail {
+        /// The messages; `mailbox` is where they are, `folder` and keywords of `flags` are not looked at.
+        group: AppendGroup,
+        /// Of each recipient.
+        given: Vec<Given>,
+    },
+    /// A copy has all that the primary had at a record: the partition's stream goes on behind it.
+    /// Refused while records wait here, or if this node has others up to there. [`Event::Resumed`].
+    Resume {
+        /// Which partition.
+        partition: PartitionId,
+        /// In which the primary leads.
+        epoch: Epoch,
+        /// The record.
+        pseq: u64,
+        /// The chain after it.
+        chain: u32,
     },
     /// Force a checkpoint. [`Event::Checkpointed`].
     Checkpoint,

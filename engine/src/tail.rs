@@ -196,6 +196,11 @@ impl Usage {
 /// So many numbers are left at the least while messages are taken: far more than one group uses.
 const HEADROOM: u32 = 1 << 20;
 
+/// Whether a uid can have been given: so many are left above it.
+pub(crate) fn is_given(uid: u32) -> bool {
+    (1..u32::MAX - HEADROOM).contains(&uid)
+}
+
 impl Tail {
     /// A tail before any run.
     pub(crate) fn blank(existence: Existence, has_dir: bool) -> Self {
@@ -315,6 +320,11 @@ impl Tail {
     pub(crate) fn apply_mailbox(&mut self, run: &Mailbox<'_>) {
         self.saw(run.modseq.value());
         self.uidvalidity_max = self.uidvalidity_max.max(run.uidvalidity.value());
+        if let Some(known) = self.mailbox_mut(run.mailbox) {
+            known.uidnext = known.uidnext.max(run.uidnext);
+            known.uidnext_visible = known.uidnext_visible.max(run.uidnext);
+            known.highest_modseq = known.highest_modseq.max(run.highest_modseq);
+        }
         match run.op {
             MailboxOp::Create | MailboxOp::Snapshot => {
                 if let Some(known) = self.mailbox_mut(run.mailbox) {

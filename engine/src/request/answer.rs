@@ -7,8 +7,8 @@ use ringpost_netproto::id::{Guid, MailboxId, Modseq, Uid, UidValidity, WallNs};
 
 use super::BusyReason;
 use super::{
-    Changed, ChangesPage, Copied, Damage, Disowned, Led, MailboxChanged, Outcome, Refused,
-    Replicated, Scrubbed, SealedItem, Snapshot, StageId, Subscribed, Ticket,
+    Changed, ChangesPage, Copied, Damage, Disowned, Led, MailboxChanged, Outcome, Refilled,
+    Refused, Replicated, Scrubbed, SealedItem, Snapshot, StageId, Subscribed, Ticket,
 };
 use crate::error::{Corrupt, Fatal};
 use crate::format::info::SpecialUse;
@@ -210,6 +210,20 @@ pub enum Event {
         ticket: Ticket,
         /// What was, or why nothing.
         result: Result<Disowned, Refused>,
+    },
+    /// A copy has what its primary said of a user.
+    Refilled {
+        /// Of the request.
+        ticket: Ticket,
+        /// What it lacks still, or why nothing was done.
+        result: Result<Refilled, Refused>,
+    },
+    /// A partition's stream goes on behind a record.
+    Resumed {
+        /// Of the request.
+        ticket: Ticket,
+        /// Or why not.
+        result: Result<(), Refused>,
     },
     /// Something an operator should read in the log; the shard goes on.
     Notice(Notice),

@@ -2,10 +2,11 @@
 //! which copy a partition has, the records that go to it, what came from another node.
 
 use bytes::Bytes;
-use ringpost_netproto::id::{Epoch, PartitionId};
+use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid};
 
+use super::{ListEntry, MailboxStatus, UidSet};
 use crate::io::RelPath;
-use crate::position::FlushedTo;
+use crate::position::{DurableTo, FlushedTo};
 
 /// One secondary as a shard sees it: an ordered stream of records that the caller carries there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -86,6 +87,43 @@ pub struct Replicated {
     pub chain: u32,
     /// Proof that all of it is on this node's medium.
     pub flushed: FlushedTo,
+}
+
+/// Numbers that a primary gave to a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Given {
+    /// Its number.
+    pub uid: Uid,
+    /// Its last change.
+    pub modseq: Modseq,
+    /// Bits of the mailbox's keywords.
+    pub keywords: u64,
+}
+
+/// What a primary says of a user (storage.md 8.3): all mailboxes, and of one of them what changed since
+/// an earlier pass ended, or since 0: a page of [`super::Request::Changes`] after the other. As long as
+/// more pages follow, `uidnext` of that mailbox is at most one above the page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UserState {
+    /// Of the primary; below what is promised here it is refused.
+    pub epoch: Epoch,
+    /// All of them.
+    pub mailboxes: Vec<MailboxStatus>,
+    /// Of which mailbox the rest is.
+    pub mailbox: MailboxId,
+    /// Messages that came or changed, as they are now.
+    pub changed: Vec<ListEntry>,
+    /// Messages that went.
+    pub vanished: UidSet,
+}
+
+/// A copy has what a primary said of a user, but for some messages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refilled {
+    /// Those of `changed` that are not here; bring them, and say the same again.
+    pub missing: Vec<Uid>,
+    /// Proof of the rest.
+    pub durable: DurableTo,
 }
 
 /// A node leads a partition: its barrier is on all copies.

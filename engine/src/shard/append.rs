@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
+use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
 use super::copies::Records;
 use super::hold::{self, HeldFor};
 use super::load::Wants;
+use super::refill::{Givens, Meets, meet};
 use super::room::keywords_need;
 use super::{Phase, Shard};
 use crate::canary::{self, Canary};
@@ -28,8 +30,8 @@ use crate::pending::Entry;
 use crate::position::Lsn;
 use crate::prepare::Summary;
 use crate::request::{
-    AppendGroup, Body, BusyReason, Dedupe, Event, MonotonicNs, Notice, Now, Outcome, Recipient,
-    Refused, Ticket,
+    AppendGroup, Body, BusyReason, Dedupe, Event, Given, MonotonicNs, Notice, Now, Outcome,
+    Recipient, Refused, Ticket,
 };
 use crate::tail::{Existence, Tail};
 use crate::user::{Hold, Live, State, User, Waiter};
@@ -49,12 +51,21 @@ pub(super) enum Asker {
     Cut(PartitionId),
 }
 
+/// What is other with some appends.
+#[derive(Clone)]
+pub(super) enum Special {
+    Nothing,
+    /// Held mail: its recipients are held boxes.
+    Held(HeldFor),
+    /// Messages that a copy lacks.
+    Given(Givens),
+}
+
 /// An append that is not answered yet.
 pub(super) struct Append {
     pub(super) asker: Asker,
     pub(super) group: AppendGroup,
-    /// Of held mail, whose recipients are held boxes.
-    pub(super) held_for: Option<HeldFor>,
+    pub(super) special: Special,
     /// Index of each recipient's user.
     pub(super) users: SmallVec<[usize; 1]>,
     pub(super) outcomes: SmallVec<[Option<Outcome>; 1]>,
@@ -79,6 +90,34 @@ pub(super) enum Linked {
     Done,
 }
 
+impl Special {
+    /// Whether the index tells what to do.
+    fn reads(&self) -> bool {
+        matches!(self, Self::Given(_))
+    }
+
+    /// Whether mailboxes are made with their first message.
+    fn is_held(&self) -> bool {
+        matches!(self, Self::Held(_))
+    }
+
+    /// Of a recipient's message, the mailbox that it is held for.
+    pub(super) fn held_for(&self, recipient: usize) -> Option<MailboxId> {
+        match self {
+            Self::Held(all) => all.get(recipient).copied(),
+            _ => None,
+        }
+    }
+
+    /// Numbers that it has already.
+    pub(super) fn given(&self, recipient: usize) -> Option<Given> {
+        match self {
+            Self::Given(all) => all.get(recipient).copied(),
+            _ => None,
+        }
+    }
+}
+
 impl Append {
     pub(super) fn since(&self) -> MonotonicNs {
         self.since
@@ -87,7 +126,13 @@ impl Append {
     /// Whether it looks for guids in indexes.
     pub(super) fn reads(&self) -> bool {
         let mut recipients = self.group.recipients.iter();
-        recipients.any(|recipient| recipient.dedupe == Dedupe::Whole)
+        let whole = |recipient: &Recipient| recipient.dedupe == Dedupe::Whole;
+        self.special.reads() || recipients.any(whole)
+    }
+
+    /// Whether its records are this node's alone, whoever leads.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self.special, Special::Given(_))
     }
 }
 
@@ -153,7 +198,7 @@ impl<I: Io> Shard<I> {
         ticket: Ticket,
         group: AppendGroup,
     ) -> Result<(), Refused> {
-        self.submit_group(now, Asker::Ticket(ticket), group, None)
+        self.submit_group(now, Asker::Ticket(ticket), group, Special::Nothing)
     }
 
     pub(super) fn submit_group(
@@ -161,7 +206,7 @@ impl<I: Io> Shard<I> {
         now: Now,
         asker: Asker,
         group: AppendGroup,
-        held_for: Option<HeldFor>,
+        special: Special,
     ) -> Result<(), Refused> {
         self.accepts_mail()?;
         let count = group.recipients.len();
@@ -177,8 +222,9 @@ impl<I: Io> Shard<I> {
             return Err(Refused::WrongShard);
         }
         for recipient in &group.recipients {
-            self.takes_changes_of(&recipient.user)?;
+            self.takes_append(&special, &recipient.user)?;
         }
+        let reads = special.reads();
         if group.body.summary().received_len > self.config.message_bytes_max {
             return Err(Refused::TooLarge);
         }
@@ -188,13 +234,13 @@ impl<I: Io> Shard<I> {
             let index = self.users.by_key(&recipient.user);
             self.users.get_mut(index).pins += 1;
             users.push(index);
-            if !self.is_there(index, recipient) {
+            if !self.is_there(index, reads || recipient.dedupe == Dedupe::Whole) {
                 wanted.push((index, recipient.clone()));
             }
         }
         let append = self.appends.insert(Append {
             asker,
-            held_for,
+            special,
             outcomes: SmallVec::from_elem(None, count),
             segments: SmallVec::from_elem(None, count),
             group,
@@ -214,12 +260,19 @@ impl<I: Io> Shard<I> {
         Ok(())
     }
 
-    /// Whether a recipient's user is loaded, with the index if the guid is looked for there.
-    fn is_there(&self, index: usize, recipient: &Recipient) -> bool {
+    /// Whether who may put mail into a user's mailboxes is who an append is of.
+    fn takes_append(&self, special: &Special, user: &UserKey) -> Result<(), Refused> {
+        match special {
+            Special::Given(_) => self.takes_refills(user.partition()),
+            Special::Nothing | Special::Held(_) => self.takes_changes_of(user),
+        }
+    }
+
+    /// Whether a user is loaded, with the index if that is asked about.
+    fn is_there(&self, index: usize, reads: bool) -> bool {
         let user = self.users.get(index);
-        let whole = recipient.dedupe == Dedupe::Whole;
         match &user.state {
-            State::Live(live) => user.name.is_some() && (live.index.is_some() || !whole),
+            State::Live(live) => user.name.is_some() && (live.index.is_some() || !reads),
             // Somebody holds it so: the verdict is for all who come meanwhile.
             State::Repairing(_) => true,
             State::Unloaded | State::Loading => false,
@@ -275,7 +328,8 @@ impl<I: Io> Shard<I> {
         {
             *user = to;
         }
-        if self.is_there(to, &recipient) {
+        let reads = self.appends.get(index).is_some_and(Append::reads);
+        if self.is_there(to, reads) {
             self.append_user_loaded(index);
         } else {
             self.want_recipient(to, &recipient, index);
@@ -366,7 +420,7 @@ impl<I: Io> Shard<I> {
     /// each time.
     fn resolve_folders(&mut self, index: usize) {
         let append = self.appends.get_mut(index).expect("a ready append is open");
-        let is_held = append.held_for.is_some();
+        let is_held = append.special.is_held();
         for (recipient, user) in append.group.recipients.iter_mut().zip(&append.users) {
             if is_held {
                 let live = self.users.get(*user).live();
@@ -457,6 +511,9 @@ impl<I: Io> Shard<I> {
             Ok(live) => live,
             Err(refused) => return Decision::Now(Outcome::Refused(refused)),
         };
+        if let Some(given) = append.special.given(place) {
+            return self.decide_given(live, recipient, given);
+        }
         let store = || match self.has_room(append, place, chunk) {
             Ok(()) => Decision::Store,
             Err(refused) => Decision::Now(Outcome::Refused(refused)),
@@ -507,6 +564,18 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    fn decide_given(&self, live: &Live, recipient: &Recipient, given: Given) -> Decision {
+        match meet(live, recipient, given) {
+            Ok(Meets::Nothing) => Decision::Store,
+            Ok(Meets::Itself) => Decision::Now(Outcome::Duplicate {
+                uid: given.uid,
+                uidvalidity: uidvalidity(&live.tail, recipient.mailbox),
+                durable: self.shown_to(recipient.user.partition()),
+            }),
+            Err(refused) => Decision::Now(Outcome::Refused(refused)),
+        }
+    }
+
     /// The user of a recipient whose mailbox takes mail, or will with this.
     fn open_mailbox<'a>(
         &self,
@@ -519,12 +588,12 @@ impl<I: Io> Shard<I> {
             State::Repairing(corrupt) => return Err(Refused::Repairing(Arc::clone(corrupt))),
             State::Unloaded | State::Loading => unreachable!("a ready append's users are loaded"),
         };
-        self.takes_changes_of(&recipient.user)?;
+        self.takes_append(&append.special, &recipient.user)?;
         let tail = &live.tail;
         let exists = match tail.mailbox(recipient.mailbox) {
             Some(mailbox) => mailbox.takes_mail(),
-            None if append.held_for.is_some() && hold::has_room(tail) => true,
-            None if append.held_for.is_some() => return Err(Refused::Busy(BusyReason::Held)),
+            None if append.special.is_held() && hold::has_room(tail) => true,
+            None if append.special.is_held() => return Err(Refused::Busy(BusyReason::Held)),
             None => tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox),
         };
         if !exists {
@@ -566,7 +635,7 @@ impl<I: Io> Shard<I> {
         let user = append.users.get(place).expect("as many as recipients");
         let recipients = &append.group.recipients;
         let recipient = recipients.get(place).expect("as many as users");
-        let mailbox = if append.held_for.is_some() {
+        let mailbox = if append.special.is_held() {
             hold::MAILBOX_NEED
         } else {
             0

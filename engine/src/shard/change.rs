@@ -12,12 +12,13 @@ mod copier;
 mod copy;
 mod flags;
 mod mailbox;
+mod refill;
 mod wish;
 
 use std::sync::Arc;
 
 use ringpost_netproto::id::MailboxId;
-use ringpost_netproto::placement::UserKey;
+use ringpost_netproto::placement::{NAME_BYTES_MAX, UserKey};
 use smallvec::SmallVec;
 
 use super::Shard;
@@ -25,6 +26,7 @@ use super::append::{Part, PartOf};
 use super::load::Wants;
 use super::read::readable;
 use crate::error::{Corrupt, CorruptReason};
+use crate::format::record::name_len;
 use crate::index::Index;
 use crate::io::Io;
 use crate::limits::{APPEND_AGE_MAX_NS, UID_RANGES_MAX};
@@ -40,6 +42,7 @@ use crate::user::{Hold, Waiter};
 use copy::CopyPlan;
 use flags::RunPlan;
 use mailbox::MailboxPlan;
+use refill::RefillPlan;
 pub(super) use wish::{Moves, Wish, wish_of};
 
 /// A change that is not answered yet.
@@ -61,6 +64,7 @@ enum Plan {
     Runs(RunPlan),
     Mailbox(MailboxPlan),
     Copy(Box<CopyPlan>),
+    Refill(Box<RefillPlan>),
 }
 
 /// What one attempt to place a change came to.
@@ -88,7 +92,11 @@ impl<I: Io> Shard<I> {
         if !self.identity.owns(&key) {
             return Err(Refused::WrongShard);
         }
-        self.takes_changes_of(&key)?;
+        if let Wish::Refill(_) = wish {
+            self.takes_refills(key.partition())?;
+        } else {
+            self.takes_changes_of(&key)?;
+        }
         if wish.ranges() > UID_RANGES_MAX {
             return Err(Refused::TooLarge);
         }
@@ -181,8 +189,7 @@ impl<I: Io> Shard<I> {
             // A compaction lets go of it in a moment.
             return Placed::Held;
         }
-        let key = self.changes.get(change).map(|open| &open.key);
-        if let Some(Err(fenced)) = key.map(|key| self.takes_changes_of(key)) {
+        if let Err(fenced) = self.may_go_on(change) {
             if self.changes.get(change).is_some_and(|open| open.parts > 0) {
                 return Placed::Held;
             }
@@ -216,6 +223,7 @@ impl<I: Io> Shard<I> {
             Plan::Runs(runs) => self.place_runs(now, change, user, runs),
             Plan::Mailbox(mailbox) => self.place_mailbox(now, change, user, mailbox),
             Plan::Copy(copy) => self.place_copy(now, change, user, copy),
+            Plan::Refill(refill) => self.place_refill(now, change, user, refill),
         };
         self.changes.get_mut(change).expect("an open change").plan = plan;
         match placed {
@@ -230,6 +238,17 @@ impl<I: Io> Shard<I> {
             Placed::Waits => self.begin_copy_step(change),
         }
         placed
+    }
+
+    /// Whether the one who may change a user is who this change is of.
+    fn may_go_on(&self, change: usize) -> Result<(), Refused> {
+        let Some(open) = self.changes.get(change) else {
+            return Ok(());
+        };
+        match open.wish {
+            Wish::Refill(_) => self.takes_refills(open.key.partition()),
+            _ => self.takes_changes_of(&open.key),
+        }
     }
 
     /// A change that finds no room waits a while; one that was begun must be finished.
@@ -268,7 +287,10 @@ impl<I: Io> Shard<I> {
     fn begin_change(&mut self, change: usize) -> Result<Plan, Refused> {
         let open = self.changes.get(change).expect("an open change");
         let user = self.users.get(open.user);
-        let makes = matches!(&open.wish, Wish::Mailbox(MailboxChange::Create { .. }));
+        let makes = matches!(
+            &open.wish,
+            Wish::Mailbox(MailboxChange::Create { .. }) | Wish::Refill(_)
+        );
         match readable(user) {
             Err(Refused::NoSuchUser) if makes => {}
             other => other?,
@@ -324,6 +346,12 @@ impl<I: Io> Shard<I> {
                 let room = self.log.payload_max();
                 let create = self.creation_need(open.user);
                 mailbox::plan(&place, asked, room - create).map(Plan::Mailbox)
+            }
+            Wish::Refill(state) => {
+                self.partitions.takes(open.key.partition(), state.epoch)?;
+                let room = self.log.payload_max() - name_len(NAME_BYTES_MAX);
+                let plan = refill::plan(&place, state, room)?;
+                Ok(Plan::Refill(Box::new(plan)))
             }
         }
     }
@@ -426,6 +454,10 @@ impl<I: Io> Shard<I> {
                 ticket,
                 result: Ok(plan.answer(tail, durable)),
             },
+            Plan::Refill(plan) => Event::Refilled {
+                ticket,
+                result: Ok(plan.answer(durable)),
+            },
             Plan::None => unreachable!("it is done"),
         };
         self.metrics.changes += 1;
@@ -517,6 +549,7 @@ impl Plan {
             Self::Runs(plan) => plan.is_done(),
             Self::Mailbox(plan) => plan.is_done(),
             Self::Copy(plan) => plan.is_done(),
+            Self::Refill(plan) => plan.is_done(),
         }
     }
 
@@ -527,6 +560,7 @@ impl Plan {
             Self::Runs(plan) => plan.is_begun(),
             Self::Mailbox(plan) => plan.is_done(),
             Self::Copy(plan) => plan.is_begun(),
+            Self::Refill(plan) => plan.is_done(),
         }
     }
 }

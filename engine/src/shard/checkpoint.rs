@@ -339,12 +339,9 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn begin_checkpoint(&mut self, now: Now) {
-        let upto = if canary::on(Canary::CheckpointBeyondDurable) {
-            self.positions.written_to().lsn()
-        } else {
-            self.settled_to()
-        };
+    /// Takes what is settled of each dirty user into the checkpoint that begins: who they are, and how
+    /// many records.
+    fn freeze(&mut self) -> (Vec<usize>, u64) {
         let mut users = std::mem::take(&mut self.dirty);
         let mut records = 0;
         // Of whom this checkpoint may write the creation, and the next a change of mailboxes that
@@ -375,6 +372,16 @@ impl<I: Io> Shard<I> {
             self.unfolded.push(index);
             self.start_load(index, None);
         }
+        (users, records)
+    }
+
+    fn begin_checkpoint(&mut self, now: Now) {
+        let upto = if canary::on(Canary::CheckpointBeyondDurable) {
+            self.positions.written_to().lsn()
+        } else {
+            self.settled_to()
+        };
+        let (mut users, records) = self.freeze();
         let place = |index: &usize| {
             let user = self.users.get(*index);
             (user.partition, user.hash, user.ordinal)

@@ -91,6 +91,7 @@ enum Job {
     Replicate(usize),
     Lead(lead::Wish),
     Cut(Ticket, u64),
+    Resume(cut::Place),
 }
 
 impl Place {
@@ -224,6 +225,7 @@ pub(super) enum Answers {
     Replicate(usize),
     /// All above a record is void: partition and that record.
     Cut(Box<cut::Cut>),
+    Resume(cut::Place),
 }
 
 /// The shard's second copies.
@@ -247,6 +249,8 @@ pub(super) struct Copies {
     publishing: Option<Lsn>,
     /// Partitions with a job that may be looked at.
     turns: VecDeque<PartitionId>,
+    /// What is being encoded has no place in the stream of its partition.
+    pub(super) refilling: bool,
     /// Held boxes that were asked for.
     boxes: BTreeMap<PartitionId, UserKey>,
 }
@@ -265,8 +269,17 @@ impl Copies {
             requests: slab::Slab::new(),
             publishing: None,
             turns: VecDeque::new(),
+            refilling: false,
             boxes: BTreeMap::new(),
         }
+    }
+
+    /// Whether a partition follows and has nothing that waits.
+    pub(super) fn is_empty_follower(&self, partition: PartitionId) -> bool {
+        let place = self.places.get(&partition);
+        place.is_some_and(|place| {
+            place.gate == Gate::Follows && place.held.is_empty() && place.kept.is_empty()
+        })
     }
 
     /// Whether no partition ever had a second copy since the shard was opened.

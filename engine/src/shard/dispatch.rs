@@ -59,14 +59,6 @@ impl<I: Io> Shard<I> {
                 let fetch = Fetch::new((mailbox, uid), None, stored_offset, bytes_max);
                 self.submit_read(ticket, &user, Wanted::Fetch(fetch))?;
             }
-            Request::Replicate(records) => self.submit_replicate(now, ticket, *records)?,
-            Request::Lead {
-                partition,
-                epoch,
-                copy,
-                peers_pseq,
-            } => self.submit_lead(ticket, partition, (epoch, copy, peers_pseq))?,
-            Request::Disown { partition, pseq } => self.submit_cut(ticket, partition, pseq)?,
             Request::Compact { user } => self.submit_compact(ticket, &user)?,
             Request::BackupBegin { id, lease_ns } => {
                 self.backup_begin(now, ticket, id, lease_ns)?;
@@ -82,6 +74,36 @@ impl<I: Io> Shard<I> {
                 self.phase = Phase::Draining(ticket);
                 self.refuse_watches();
             }
+            other => return self.dispatch_copies(now, ticket, other),
+        }
+        Ok(())
+    }
+
+    /// The requests of whoever keeps copies of partitions alike.
+    fn dispatch_copies(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        request: Request,
+    ) -> Result<(), Refused> {
+        match request {
+            Request::Replicate(records) => self.submit_replicate(now, ticket, *records)?,
+            Request::Lead {
+                partition,
+                epoch,
+                copy,
+                peers_pseq,
+            } => self.submit_lead(ticket, partition, (epoch, copy, peers_pseq))?,
+            Request::Disown { partition, pseq } => self.submit_cut(ticket, partition, pseq)?,
+            Request::RefillMail { group, given } => {
+                self.submit_refill_mail(now, ticket, group, given)?;
+            }
+            Request::Resume {
+                partition,
+                epoch,
+                pseq,
+                chain,
+            } => self.submit_resume(ticket, partition, (epoch, pseq, chain))?,
             other => return self.dispatch_mailbox(now, ticket, other),
         }
         Ok(())
@@ -156,6 +178,7 @@ impl Request {
             self,
             Self::Append(_)
                 | Self::Hold(_)
+                | Self::RefillMail { .. }
                 | Self::StageBegin { .. }
                 | Self::StageWrite { .. }
                 | Self::StageExpand { .. }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::Shard;
 use super::append::{
-    Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, PartOf, line_flags, seconds,
+    Decided, DecidedKind, FIRST_MAILBOXES, Mark, Part, PartOf, Special, line_flags, seconds,
 };
 use crate::canary::{self, Canary};
 use crate::dedupe::Window;
@@ -30,7 +30,7 @@ use crate::ops::Purpose;
 use crate::pending::{Entry, LargeMail, PendingBody, SmallMail, What};
 use crate::position::Lsn;
 use crate::prepare::{PreparedBody, Summary};
-use crate::request::{Body, Dedupe, Now, Outcome, Recipient, Refused};
+use crate::request::{Body, Dedupe, Given, Now, Outcome, Recipient, Refused};
 use crate::tail::{Existence, Stand, Tail, Usage};
 
 impl<I: Io> Shard<I> {
@@ -39,7 +39,8 @@ impl<I: Io> Shard<I> {
         let append = self.appends.get_mut(index).expect("an open append");
         append.parts += 1;
         let mut group = append.group.clone();
-        let held_for = append.held_for.clone();
+        let special = append.special.clone();
+        self.copies.refilling = matches!(special, Special::Given(_));
         let users = append.users.clone();
         let segments = append.segments.clone();
         let cache_crc = crc::of(body.cache());
@@ -56,7 +57,7 @@ impl<I: Io> Shard<I> {
             let last = nth + 1 == chunk.len();
             let mut entries = SmallVec::new();
             self.encode_creation(now, user, recipient.user.name(), &mut entries);
-            let held_for = held_for.as_ref().and_then(|all| all.get(*recipient_at));
+            let held_for = special.held_for(*recipient_at);
             if held_for.is_some() {
                 let of = (index, *recipient_at);
                 recipient.mailbox = self.encode_held_mailbox(now, of, user, &mut entries);
@@ -70,7 +71,8 @@ impl<I: Io> Shard<I> {
                 batch_lsn,
                 cache_crc,
                 keywords,
-                held_for: held_for.copied().unwrap_or(MailboxId::new(0)),
+                held_for: held_for.unwrap_or(MailboxId::new(0)),
+                given: special.given(*recipient_at),
                 group: if last { Group::Ends } else { Group::GoesOn },
             };
             let (uid, modseq) = match (body, &placed_body) {
@@ -94,15 +96,14 @@ impl<I: Io> Shard<I> {
             });
             self.set_outcome(index, *recipient_at, Outcome::Refused(Refused::Stopped));
         }
+        self.copies.refilling = false;
         let count = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        let marks = std::mem::take(&mut self.marks);
-        let dedupe_next = self.window.next();
-        let batch = self.log.open_batch_mut().expect("room was made");
         let part = Part {
             of: PartOf::Append(index, done),
-            marks,
-            dedupe_next,
+            marks: std::mem::take(&mut self.marks),
+            dedupe_next: self.window.next(),
         };
+        let batch = self.log.open_batch_mut().expect("room was made");
         batch.attach(part, count);
     }
 
@@ -329,7 +330,7 @@ impl<I: Io> Shard<I> {
         group: Group,
     ) -> Head {
         let user = self.users.get(user);
-        let (pseq, chain, epoch) = if user.is_local() {
+        let (pseq, chain, epoch) = if user.is_local() || self.copies.refilling {
             (0, 0, Epoch::new(0))
         } else {
             let (pseq, chain) = self.partitions.next(user.partition);
@@ -506,9 +507,20 @@ impl<I: Io> Shard<I> {
         let epoch = self.epoch_of(self.users.get(one.user).partition);
         let live = self.users.get_mut(one.user).live_mut();
         let tail = &mut live.expect("decided: store").tail;
-        let modseq = next_modseq(tail, epoch);
+        let modseq = match one.given {
+            Some(given) => {
+                tail.modseq = tail.modseq.max(given.modseq.value());
+                given.modseq
+            }
+            None => next_modseq(tail, epoch),
+        };
         let slots = (MSG_FIXED_BYTES + cache.len()) / SLOT;
         let usage = Usage::of(summary.rfc822_size);
+        if let Some(given) = one.given
+            && let Some(mailbox) = tail.mailbox_mut(one.recipient.mailbox)
+        {
+            mailbox.uidnext = given.uid.value();
+        }
         reserve_message(tail, one.recipient.mailbox, slots, usage, modseq)
     }
 
@@ -548,6 +560,8 @@ struct One<'a> {
     keywords: u64,
     /// Of held mail the mailbox that it is for, else 0.
     held_for: MailboxId,
+    /// Numbers that it has already.
+    given: Option<Given>,
     group: Group,
 }
 
@@ -617,7 +631,7 @@ fn message(one: &One<'_>, summary: &Summary, reserved: &Reserved) -> Msg {
         date_s: summary.date_s,
         system_flags: one.recipient.flags.system & SYSTEM_FLAGS,
         stored_crc: summary.stored_crc,
-        keywords: one.keywords,
+        keywords: one.given.map_or(one.keywords, |given| given.keywords),
         guid: one.recipient.guid,
         held_for: one.held_for.value(),
     }

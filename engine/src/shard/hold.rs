@@ -10,7 +10,7 @@ use ringpost_netproto::id::{MailboxId, Modseq, UidValidity};
 use smallvec::SmallVec;
 
 use super::Shard;
-use super::append::{Asker, seconds};
+use super::append::{Asker, Special, seconds};
 use super::encode::{RunsAt, next_modseq};
 use crate::format::info::{MAILBOX_NAME_BYTES_MAX, Mailbox, MailboxOp, SLOT, Seed, SpecialUse};
 use crate::format::record::{Group, RecordType, runs_len};
@@ -55,7 +55,7 @@ impl<I: Io> Shard<I> {
             recipient.dedupe = Dedupe::Yes;
             recipient.quota = QuotaLimits::default();
         }
-        self.submit_group(now, asker, group, Some(held_for))
+        self.submit_group(now, asker, group, Special::Held(held_for))
     }
 
     /// The mailbox of a held box that a recipient's mail goes to, made if it is not there.

@@ -25,6 +25,7 @@ mod partitions;
 mod publish;
 mod purse;
 pub(crate) mod read;
+mod refill;
 mod room;
 mod scrub;
 mod snapshot;

@@ -12,6 +12,7 @@ use super::{Shard, ShardIdentity};
 use crate::error::IoError;
 use crate::format::parts::{self, EpochEnd, EpochStart, HISTORY_MAX, Health, PartitionState};
 use crate::io::{Io, Op, Piece, RelPath, Step, Work, WorkSync};
+use crate::request::Refused;
 
 /// One partition's place.
 #[derive(Clone, Debug)]
@@ -99,6 +100,15 @@ impl Partitions {
         place.map_or(Epoch::new(0), |place| place.promised)
     }
 
+    /// Refuses epochs below that.
+    pub(super) fn takes(&self, partition: PartitionId, epoch: Epoch) -> Result<(), Refused> {
+        let promised = self.promised(partition);
+        if epoch < promised {
+            return Err(Refused::Fenced { promised });
+        }
+        Ok(())
+    }
+
     /// The epoch of the last record.
     pub(super) fn epoch_last(&self, partition: PartitionId) -> Epoch {
         let place = self.places.get(usize::from(partition.value()));
@@ -123,6 +133,17 @@ impl Partitions {
     pub(super) fn last(&self, partition: PartitionId) -> (u64, u32) {
         let place = self.places.get(usize::from(partition.value()));
         place.map_or((0, 0), |place| (place.pseq, place.chain))
+    }
+
+    /// What a TRUNCATE says that recovery found: a place that was, or, of a copy that was brought up by
+    /// other means, one further on.
+    pub(super) fn place_at(&mut self, partition: PartitionId, to: (u64, u32), epoch: Epoch) {
+        let (pseq, chain) = to;
+        if pseq > self.last(partition).0 {
+            self.advance(partition, pseq, chain, epoch);
+        } else {
+            self.truncate(partition, pseq, chain);
+        }
     }
 
     /// All records above `pseq` are void; `chain` is the one after that record.

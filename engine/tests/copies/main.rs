@@ -13,6 +13,7 @@ mod testkit;
 
 mod held;
 mod large;
+mod refill;
 mod restart;
 mod rules;
 mod world;

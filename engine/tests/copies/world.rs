@@ -67,6 +67,8 @@ struct Register {
     epoch: u32,
     primary: usize,
     copy: usize,
+    /// Else the primary alone has what counts.
+    in_sync: bool,
 }
 
 /// Something on a link.
@@ -175,6 +177,7 @@ impl World {
                 epoch: 0,
                 primary,
                 copy: (primary + 1) % plan.nodes,
+                in_sync: true,
             };
             (partition, register)
         });

@@ -407,6 +407,8 @@ pub(crate) fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::Replicated { ticket, .. }
         | Event::Led { ticket, .. }
         | Event::Disowned { ticket, .. }
+        | Event::Refilled { ticket, .. }
+        | Event::Resumed { ticket, .. }
         | Event::Checkpointed { ticket, .. }
         | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,

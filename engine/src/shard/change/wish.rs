@@ -4,7 +4,8 @@ use ringpost_netproto::id::{MailboxId, Modseq};
 use ringpost_netproto::placement::UserKey;
 
 use crate::request::{
-    Event, FlagOp, Flags, MailboxChange, QuotaLimits, Refused, Request, Ticket, UidSet, Which,
+    Event, FlagOp, Flags, MailboxChange, QuotaLimits, Refused, Request, Ticket, UidSet, UserState,
+    Which,
 };
 
 /// What is asked.
@@ -28,6 +29,7 @@ pub(in crate::shard) enum Wish {
         moves: Moves,
     },
     Mailbox(MailboxChange),
+    Refill(Box<UserState>),
 }
 
 /// Whether copied messages stay where they were.
@@ -44,7 +46,7 @@ impl Wish {
             Self::Store { uids, .. } | Self::Expunge { uids, .. } | Self::Copy { uids, .. } => {
                 uids.ranges().len()
             }
-            Self::Mailbox(_) => 0,
+            Self::Mailbox(_) | Self::Refill(_) => 0,
         }
     }
 
@@ -53,7 +55,7 @@ impl Wish {
         match self {
             Self::Store { mailbox, .. } | Self::Expunge { mailbox, .. } => Some(*mailbox),
             Self::Copy { to, .. } => Some(*to),
-            Self::Mailbox(_) => None,
+            Self::Mailbox(_) | Self::Refill(_) => None,
         }
     }
 
@@ -72,6 +74,10 @@ impl Wish {
                 result: Err(why),
             },
             Self::Mailbox(_) => Event::MailboxChanged {
+                ticket,
+                result: Err(why),
+            },
+            Self::Refill(_) => Event::Refilled {
                 ticket,
                 result: Err(why),
             },
@@ -145,6 +151,7 @@ pub(in crate::shard) fn wish_of(request: Request) -> (UserKey, Wish) {
             (user, wish)
         }
         Request::Mailbox { user, change } => (user, Wish::Mailbox(change)),
+        Request::Refill { user, state } => (user, Wish::Refill(state)),
         other => unreachable!("dispatched before: {other:?}"),
     }
 }

@@ -6,7 +6,7 @@
 
 mod rescue;
 
-use ringpost_netproto::id::PartitionId;
+use ringpost_netproto::id::{Epoch, PartitionId};
 use smallvec::SmallVec;
 
 use super::numbers::msg_of;
@@ -19,7 +19,7 @@ use crate::pending::{Entry, What};
 use crate::position::Lsn;
 use crate::request::{Disowned, Event, Now, Refused, Ticket};
 use crate::shard::Shard;
-use crate::shard::append::{Part, PartOf};
+use crate::shard::append::{Mark, Part, PartOf};
 
 pub(super) use rescue::Rescue;
 
@@ -31,6 +31,16 @@ pub(in crate::shard) struct Cut {
     pseq: u64,
     chain: u32,
     records_count: u64,
+}
+
+/// A place further on, of a copy that was brought up by other means.
+#[derive(Clone, Copy)]
+pub(in crate::shard) struct Place {
+    pub(super) ticket: Ticket,
+    partition: PartitionId,
+    epoch: Epoch,
+    pseq: u64,
+    chain: u32,
 }
 
 impl<I: Io> Shard<I> {
@@ -121,6 +131,92 @@ impl<I: Io> Shard<I> {
         };
         self.encode_cut(cut);
         true
+    }
+
+    pub(in crate::shard) fn submit_resume(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        (epoch, pseq, chain): (Epoch, u64, u32),
+    ) -> Result<(), Refused> {
+        self.accepts_mail()?;
+        if !self.identity.owns_partition(partition) {
+            return Err(Refused::WrongShard);
+        }
+        let to = Place {
+            ticket,
+            partition,
+            epoch,
+            pseq,
+            chain,
+        };
+        let place = self.begin_place(partition);
+        place.jobs.push_back(Job::Resume(to));
+        self.copies.turns.push_back(partition);
+        Ok(())
+    }
+
+    /// Goes on from a place further on, or says why not; `false` if it has to wait.
+    pub(super) fn try_resume(&mut self, to: &Place) -> bool {
+        let promised = self.partitions.promised(to.partition);
+        let (last, chain) = self.partitions.last(to.partition);
+        let refused = if to.epoch < promised {
+            Some(Refused::Fenced { promised })
+        } else if let Err(refused) = self.takes_refills(to.partition) {
+            Some(refused)
+        } else if to.pseq < last || (to.pseq == last && to.chain != chain) {
+            Some(Refused::Diverged { pseq: last })
+        } else {
+            None
+        };
+        if refused.is_some() || to.pseq == last {
+            let (ticket, result) = (to.ticket, refused.map_or(Ok(()), Err));
+            self.answer(Event::Resumed { ticket, result });
+            return true;
+        }
+        if self.log.room(RECORD_HEADER_BYTES).is_none() {
+            return false;
+        }
+        let head = Head::of_partition(to.partition, to.epoch, to.pseq, to.chain);
+        self.partitions
+            .advance(to.partition, to.pseq, to.chain, to.epoch);
+        self.copies.place(to.partition).cutting = true;
+        let dedupe_next = self.window.next();
+        let part = Part {
+            of: PartOf::Records(Records {
+                answers: Answers::Resume(*to),
+                promise: None,
+                all: Vec::new(),
+            }),
+            marks: SmallVec::new(),
+            dedupe_next,
+        };
+        let batch = self.log.open_batch_mut().expect("room was made");
+        batch.encode(|encoder| encoder.of_partition(&head, RecordType::Truncate));
+        batch.attach(part, 0);
+        true
+    }
+
+    /// The place is on the medium: all up to there counts.
+    pub(super) fn resumed(&mut self, to: &Place, frame: Option<Lsn>) {
+        let mark = Mark {
+            partition: to.partition,
+            pseq: to.pseq,
+            chain: to.chain,
+            chain_before: to.chain,
+            epoch: to.epoch,
+        };
+        self.partitions_durable
+            .advance(mark.partition, mark.pseq, mark.chain, mark.epoch);
+        if let Some(frame) = frame.and_then(|end| self.copies.frame(end)) {
+            frame.marks.push(mark);
+        }
+        let place = self.copies.place(to.partition);
+        place.cutting = false;
+        place.commit_pseq = place.commit_pseq.max(to.pseq);
+        self.copies.turns.push_back(to.partition);
+        let (ticket, result) = (to.ticket, Ok(()));
+        self.answer(Event::Resumed { ticket, result });
     }
 
     fn encode_cut(&mut self, cut: Cut) {

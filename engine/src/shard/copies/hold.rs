@@ -13,7 +13,7 @@ use crate::pending::{Entry, What};
 use crate::position::{DurableTo, Lsn};
 use crate::request::{Event, Led as LedAt, Now};
 use crate::shard::Shard;
-use crate::shard::append::{Decided, Mark, Part, PartOf};
+use crate::shard::append::{Append, Decided, Mark, Part, PartOf};
 use crate::user::{Lag, State};
 
 impl<I: Io> Shard<I> {
@@ -37,7 +37,7 @@ impl<I: Io> Shard<I> {
             }
             PartOf::Change(change, entries) => {
                 let Some(mark) = part.marks.last().copied() else {
-                    // Of a held box.
+                    // Of a held box, or what a copy is refilled with.
                     let durable = self.begin_local(frame);
                     self.publish_change(change, entries, durable);
                     self.copies.publishing = None;
@@ -64,13 +64,14 @@ impl<I: Io> Shard<I> {
     ) {
         let mut pieces: BTreeMap<PartitionId, SmallVec<[Decided; 1]>> = BTreeMap::new();
         let mut local = SmallVec::new();
+        let is_given = self.appends.get(append).is_some_and(Append::is_given);
         for decided in done {
             let open = self.appends.get(append);
             let user = open.and_then(|open| open.users.get(decided.recipient));
             let Some(user) = user.map(|user| self.users.get(*user)) else {
                 continue;
             };
-            if user.is_local() {
+            if is_given || user.is_local() {
                 local.push(decided);
             } else {
                 pieces.entry(user.partition).or_default().push(decided);
@@ -133,6 +134,7 @@ impl<I: Io> Shard<I> {
             Answers::Nobody => {}
             Answers::Replicate(request) => self.replicated(now, request),
             Answers::Cut(cut) => self.cut_off(&cut, frame.map(|(_, end)| end)),
+            Answers::Resume(to) => self.resumed(&to, frame.map(|(_, end)| end)),
         }
     }
 

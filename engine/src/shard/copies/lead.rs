@@ -186,6 +186,10 @@ impl<I: Io> Shard<I> {
                         let result = Err(result);
                         self.answer(Event::Led { ticket, result });
                     }
+                    Job::Resume(to) => {
+                        let (ticket, result) = (to.ticket, Err(result));
+                        self.answer(Event::Resumed { ticket, result });
+                    }
                     Job::Cut(ticket, _) => {
                         let result = Err(result);
                         self.answer(Event::Disowned { ticket, result });

@@ -196,6 +196,7 @@ impl<I: Io> Shard<I> {
             let goes_on = match &job {
                 Job::Replicate(index) => self.try_replicate(now, *index),
                 Job::Lead(wish) => self.try_lead(now, partition, wish),
+                Job::Resume(to) => self.try_resume(to),
                 Job::Cut(ticket, pseq) => self.try_cut(now, partition, (*ticket, *pseq)),
             };
             if !goes_on {

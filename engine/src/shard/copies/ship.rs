@@ -130,9 +130,10 @@ impl<I: Io> Shard<I> {
                 let epoch = self.epoch_of(partition);
                 let commit_pseq = self.partitions_durable.last(partition).0;
                 let gate = self.copies.gate(partition);
-                if gate == Gate::Alone {
+                if gate == Gate::Alone && !self.copies.places.contains_key(&partition) {
                     continue;
                 }
+                // Alone too, until it counts: a stream may be asked for while it is on its way.
                 let place = self.copies.place(partition);
                 place.kept.push_back(Kept {
                     mark,

@@ -70,8 +70,8 @@ impl Redo {
 
     /// A partition's records above this one are void. They are not proven, so they are the last ones.
     pub(super) fn void(&mut self, head: &Head) {
-        self.partitions
-            .truncate(head.partition, head.pseq, head.chain);
+        let to = (head.pseq, head.chain);
+        self.partitions.place_at(head.partition, to, head.epoch);
         let all = std::mem::take(&mut self.unproven);
         let is_void =
             |one: &Unproven| one.mark.partition == head.partition && one.mark.pseq > head.pseq;

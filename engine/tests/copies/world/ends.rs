@@ -41,6 +41,7 @@ impl World {
                 primary,
                 copy,
                 epoch,
+                ..
             } = self.registers[&partition];
             let ours = self.tail(primary, partition);
             let last = Replicate {
@@ -88,8 +89,14 @@ impl World {
             && answered
             && !self.is_holding()
             && all_partitions().all(|partition| {
-                let Register { epoch, primary, .. } = self.registers[&partition];
-                self.nodes[primary].leads.get(&partition) == Some(&epoch)
+                let Register {
+                    epoch,
+                    primary,
+                    in_sync,
+                    ..
+                } = self.registers[&partition];
+                in_sync
+                    && self.nodes[primary].leads.get(&partition) == Some(&epoch)
                     && self.tail(primary, partition).waiting.is_empty()
             })
     }
@@ -121,6 +128,11 @@ impl World {
     /// One disk is gone: the others serve alone, in a later epoch.
     pub(super) fn lose(&mut self) -> Result<(), String> {
         let lost = self.rng.usize(..self.nodes.len());
+        let mut registers = self.registers.values();
+        if registers.any(|register| !register.in_sync && register.primary == lost) {
+            // That loses what counts there alone.
+            return Ok(());
+        }
         self.crash(lost);
         self.nodes[lost].disk = None;
         self.restart()?;
@@ -129,6 +141,7 @@ impl World {
                 primary,
                 copy,
                 epoch,
+                ..
             } = self.registers[&partition];
             let left = if primary == lost { copy } else { primary };
             if self.nodes[left].leads.get(&partition) == Some(&epoch) {

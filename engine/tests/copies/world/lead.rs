@@ -4,13 +4,18 @@ use ringpost_engine::request::{Copy, Event, PartitionTail, Refused, Replicate, R
 use ringpost_netproto::id::{Epoch, PartitionId};
 
 use super::tails::{common, last_of, messages_above, shares};
-use super::{Outstanding, Register, World, all_partitions};
+use super::{Outstanding, Register, USERS, World, all_partitions};
+use crate::refill::{Earlier, catch_up};
 
 impl World {
     /// The register moves the lead of a node that is down, or of any, to its copy. All copies are in
     /// sync in this world: nothing counts before both have it.
     pub(super) fn fail_over(&mut self) {
         for partition in all_partitions() {
+            if !self.registers[&partition].in_sync {
+                // Nobody else has what counts.
+                continue;
+            }
             let down = !self.nodes[self.registers[&partition].primary].is_up();
             if down || self.rng.u32(..6) == 0 {
                 let register = self.registers.get_mut(&partition).expect("one each");
@@ -27,6 +32,7 @@ impl World {
                 epoch,
                 primary,
                 copy,
+                in_sync,
             } = self.registers[&partition];
             if !self.nodes[primary].is_up() {
                 continue;
@@ -37,9 +43,21 @@ impl World {
                 .values()
                 .any(|(from, to, _)| (*from, *to) == (primary, copy));
             let fresh = leads.is_none_or(|leads| leads < epoch);
+            if !in_sync {
+                match (fresh, self.nodes[copy].is_up()) {
+                    (true, _) if self.rng.u32(..4) == 0 => self.lead_alone(partition)?,
+                    (false, true) if self.rng.u32(..6) == 0 => self.catch_up(partition)?,
+                    _ => {}
+                }
+                continue;
+            }
             if !self.nodes[copy].is_up() {
                 if fresh && !connected && self.rng.u32(..12) == 0 {
-                    self.lead_unheard(partition)?;
+                    if self.rng.bool() {
+                        self.lead_unheard(partition)?;
+                    } else {
+                        self.lead_alone(partition)?;
+                    }
                 }
                 continue;
             }
@@ -60,7 +78,7 @@ impl World {
                     let register = self.registers[&other];
                     let same = (register.primary, register.copy) == (primary, copy);
                     let led = self.nodes[primary].leads.get(&other) == Some(&register.epoch);
-                    if same && led {
+                    if same && led && register.in_sync {
                         self.agree(other, primary, copy)?;
                         let bench = self.nodes[primary].up().expect("it is up");
                         let now = bench.now();
@@ -85,6 +103,7 @@ impl World {
             epoch,
             primary,
             copy,
+            ..
         } = *register;
         let stream = StreamId::new(self.next_stream);
         self.next_stream += 1;
@@ -106,6 +125,82 @@ impl World {
         Ok(())
     }
 
+    /// T4 while the other is down, which leaves the in-sync set: what counts is here alone from now on.
+    fn lead_alone(&mut self, partition: PartitionId) -> Result<(), String> {
+        let register = self.registers.get_mut(&partition).expect("one each");
+        register.epoch += 1;
+        register.in_sync = false;
+        let Register { epoch, primary, .. } = *register;
+        let lead = Request::Lead {
+            partition,
+            epoch: Epoch::new(epoch),
+            copy: Copy::None,
+            peers_pseq: 0,
+        };
+        let bench = self.nodes[primary].up().expect("it is up");
+        if let Err(refused) = bench.submit(lead) {
+            return Err(format!("the lead of {partition}: {refused}"));
+        }
+        bench.poll();
+        self.take_events(primary)?;
+        self.nodes[primary].leads.insert(partition, epoch);
+        Ok(())
+    }
+
+    /// A copy that was away gets what counts by other means, and is in sync again (T3).
+    fn catch_up(&mut self, partition: PartitionId) -> Result<(), String> {
+        let Register {
+            epoch,
+            primary,
+            copy,
+            ..
+        } = self.registers[&partition];
+        let fence = Replicate {
+            partition,
+            epoch: Epoch::new(epoch),
+            prev_pseq: 0,
+            prev_chain: 0,
+            items: Vec::new(),
+            commit_pseq: 0,
+        };
+        self.nodes[copy].leads.remove(&partition);
+        drop(self.ask(copy, Request::Replicate(Box::new(fence)))?);
+        // Whether its tail is the primary's too, nobody knows any more.
+        let theirs = self.tail(copy, partition);
+        self.cut_copy(partition, copy, &theirs, theirs.shown_pseq)?;
+        let at = (partition, Epoch::new(epoch));
+        let Ok([ours, theirs]) = self.nodes.get_disjoint_mut([primary, copy]) else {
+            return Err("a node is its own copy".to_owned());
+        };
+        let (ours, theirs) = (ours.up().expect("up"), theirs.up().expect("up"));
+        let caught_up = catch_up(ours, theirs, at, &USERS, Earlier::Unknown);
+        self.take_events(primary)?;
+        self.take_events(copy)?;
+        match caught_up {
+            Ok(()) => {}
+            // Mail came meanwhile: another time.
+            Err(why) if why.contains("stand still") || why.contains("later") => return Ok(()),
+            Err(why) => return Err(format!("{partition}: {why}")),
+        }
+        let register = self.registers.get_mut(&partition).expect("one each");
+        register.in_sync = true;
+        let stream = self.streams.iter();
+        let stream = stream.filter(|(_, (from, to, _))| (*from, *to) == (primary, copy));
+        if let Some(stream) = stream.map(|(stream, _)| *stream).next() {
+            let bench = self.nodes[primary].up().expect("it is up");
+            let now = bench.now();
+            bench.shard.set_copy(now, partition, Copy::Stream(stream));
+            self.take_events(primary)?;
+        } else {
+            // The next connection says which.
+            let bench = self.nodes[primary].up().expect("it is up");
+            let now = bench.now();
+            let silent = Copy::Stream(StreamId::new(u32::MAX));
+            bench.shard.set_copy(now, partition, silent);
+        }
+        Ok(())
+    }
+
     /// T5, T4 or T6: a new epoch, what the copy has is taken back, then the barrier.
     pub(super) fn take_lead(&mut self, partition: PartitionId) -> Result<(), String> {
         let register = self.registers.get_mut(&partition).expect("one each");
@@ -114,6 +209,7 @@ impl World {
             epoch,
             primary,
             copy,
+            ..
         } = *register;
         let epoch = Epoch::new(epoch);
         // The old primary hears of it first or last; here it is fenced by what it is sent.
@@ -216,19 +312,23 @@ impl World {
         let bench = self.nodes[copy].up().expect("it is up");
         let now = bench.now();
         bench.shard.set_copy(now, partition, Copy::Follows);
-        let cut = Request::Disown {
-            partition,
-            pseq: common,
-        };
-        let cut_off = messages_above(&theirs, common);
-        match self.ask(copy, cut)? {
+        self.cut_copy(partition, copy, &theirs, common)
+    }
+
+    fn cut_copy(
+        &mut self,
+        partition: PartitionId,
+        copy: usize,
+        theirs: &PartitionTail,
+        pseq: u64,
+    ) -> Result<(), String> {
+        let cut_off = messages_above(theirs, pseq);
+        match self.ask(copy, Request::Disown { partition, pseq })? {
             Some(Event::Disowned { result: Ok(_), .. }) => {
                 self.rescued.extend(cut_off);
                 Ok(())
             }
-            other => Err(format!(
-                "{partition} is not cut at {common} of {last}: {other:?}"
-            )),
+            other => Err(format!("{partition} is not cut at {pseq}: {other:?}")),
         }
     }
 
