@@ -30,6 +30,8 @@ pub(crate) enum Purpose {
     UserInfo(usize),
     /// A file of a new generation of a user being loaded gets its name.
     UserRename(usize),
+    /// A part file that no record names of a user being loaded goes.
+    UserUnlink(usize),
     /// Users being materialised; number of the work.
     Materialise(u64),
     /// The delivery ids and partition states of a checkpoint.

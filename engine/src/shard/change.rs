@@ -174,10 +174,34 @@ impl<I: Io> Shard<I> {
                 Placed::Held => self.turns.push_back(change),
                 Placed::NoRoom => {
                     self.turns.push_front(change);
+                    self.refuse_overdue(now);
                     return;
                 }
             }
         }
+    }
+
+    /// Refuses what has waited too long behind a change that is begun and finds no room: its turn may
+    /// not come for as long again.
+    fn refuse_overdue(&mut self, now: Now) {
+        let overdue = |change: &usize| {
+            self.refusable(*change)
+                .is_some_and(|since| now.monotonic.since(since) >= APPEND_AGE_MAX_NS)
+        };
+        let overdue: Vec<usize> = self.turns.iter().copied().filter(overdue).collect();
+        for change in overdue {
+            self.turns.retain(|other| *other != change);
+            self.wait_for_room(now, change, (Placed::NoRoom, BusyReason::SlowDisk));
+        }
+    }
+
+    /// Since when a change waits that can still be refused: none of it is in the log, and it waits for
+    /// no compaction.
+    fn refusable(&self, change: usize) -> Option<MonotonicNs> {
+        let open = self.changes.get(change)?;
+        let held = self.users.get(open.user).hold != Hold::Free;
+        let begun = open.parts > 0 || open.plan.is_begun();
+        (!held && !begun).then_some(open.since)
     }
 
     fn place_change(&mut self, now: Now, change: usize) -> Placed {
@@ -506,15 +530,9 @@ impl<I: Io> Shard<I> {
 
     /// When the oldest change that waits for room is refused.
     pub(super) fn changes_due(&self) -> Option<MonotonicNs> {
-        let waiting = self.turns.iter();
-        let waiting = waiting.filter_map(|index| self.changes.get(*index));
-        // One that is begun is carried through, one that is held waits for a compaction.
-        let mut refusable = waiting.filter(|change| {
-            let held = self.users.get(change.user).hold != Hold::Free;
-            !(held || change.parts > 0 || change.plan.is_begun())
-        });
-        let oldest = refusable.next();
-        oldest.map(|change| change.since.after(APPEND_AGE_MAX_NS))
+        let mut waiting = self.turns.iter();
+        let oldest = waiting.find_map(|change| self.refusable(*change));
+        oldest.map(|since| since.after(APPEND_AGE_MAX_NS))
     }
 
     /// Whether work is open that a drain waits for.

@@ -49,8 +49,9 @@ pub(super) struct Listing {
 #[derive(Clone, Debug)]
 pub(super) struct Loading {
     listing: Listing,
-    /// Files of a new generation that are being given their names.
-    renames: usize,
+    /// Files of a new generation that are being given their names, and part files on their way out: a
+    /// compaction may make one of that name as soon as the user is there.
+    steps: usize,
     /// The files it wants are being given their names by a compaction.
     deferred: Deferred,
     /// Why one of them was not.
@@ -74,7 +75,7 @@ impl<I: Io> Shard<I> {
         }
         let loading = Loading {
             listing: Listing::default(),
-            renames: 0,
+            steps: 0,
             deferred: Deferred::No,
             failed: None,
             checkpoints: self.checkpoint.ended(),
@@ -109,21 +110,32 @@ impl<I: Io> Shard<I> {
     ) {
         match (purpose, result) {
             (Purpose::UserDir(_), Ok(Done::Listing(names))) => {
-                let listing = self.read_names(index, &names);
+                let (listing, unborn) = self.read_names(index, &names);
                 let renames = self.renames(index, &names);
                 if let Some(loading) = self.loads.get_mut(&index) {
                     loading.listing = listing;
-                    loading.renames = renames.len();
+                    loading.steps = renames.len() + unborn.len();
                 }
-                if renames.is_empty() {
+                if renames.is_empty() && unborn.is_empty() {
                     self.read_info(index);
                 }
                 for (from, to) in renames {
                     let op = Op::Rename { from, to };
                     self.ops.start(op, Purpose::UserRename(index));
                 }
+                for path in unborn {
+                    self.metrics.parts_removed += 1;
+                    let op = Op::Unlink { path };
+                    self.ops.start(op, Purpose::UserUnlink(index));
+                }
             }
-            (Purpose::UserRename(_), result) => self.renamed(index, result),
+            (Purpose::UserRename(_), Err(failed)) if !failed.error.is_not_found() => {
+                self.load_step_done(index, Some(failed.error.corrupt()));
+            }
+            // Done, here or by a checkpoint that was faster; a part file that stays harms nothing.
+            (Purpose::UserRename(_) | Purpose::UserUnlink(_), _) => {
+                self.load_step_done(index, None);
+            }
             (Purpose::UserDir(_), Err(failed)) if failed.error.is_not_found() => {
                 self.read_info(index);
             }
@@ -155,18 +167,14 @@ impl<I: Io> Shard<I> {
             .collect()
     }
 
-    /// One of them is done, here or by a checkpoint that was faster.
-    fn renamed(&mut self, index: usize, result: Result<Done, Failed>) {
+    /// One of the steps behind a listing ended.
+    fn load_step_done(&mut self, index: usize, failed: Option<Corrupt>) {
         let Some(loading) = self.loads.get_mut(&index) else {
             return;
         };
-        loading.renames -= 1;
-        if let Err(failed) = result
-            && !failed.error.is_not_found()
-        {
-            loading.failed = Some(failed.error.corrupt());
-        }
-        if loading.renames > 0 {
+        loading.steps -= 1;
+        loading.failed = loading.failed.take().or(failed);
+        if loading.steps > 0 {
             return;
         }
         match loading.failed.take() {
@@ -175,8 +183,8 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Takes the names of a user's directory in; part files that no record names are removed.
-    fn read_names(&mut self, index: usize, names: &[(String, u64)]) -> Listing {
+    /// Takes the names of a user's directory in; and part files that no record names.
+    fn read_names(&self, index: usize, names: &[(String, u64)]) -> (Listing, Vec<RelPath>) {
         let user = self.users.get(index);
         let dir = user.dir();
         let mut listing = Listing {
@@ -238,11 +246,7 @@ impl<I: Io> Shard<I> {
                 .filter(|(name, _)| name.strip_suffix(".mbox").is_some());
             part_files.extend(finals.filter_map(|(name, _)| dir.entry(name)));
         }
-        for path in part_files {
-            self.metrics.parts_removed += 1;
-            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
-        }
-        listing
+        (listing, part_files)
     }
 
     /// The files of a user that is being loaded have their names now.

@@ -407,7 +407,10 @@ impl<I: Io> Shard<I> {
             Purpose::Materialise(_) | Purpose::Tables | Purpose::SyncTree | Purpose::Super => {
                 self.checkpoint_step(now, purpose, result)?;
             }
-            Purpose::UserDir(user) | Purpose::UserInfo(user) | Purpose::UserRename(user) => {
+            Purpose::UserDir(user)
+            | Purpose::UserInfo(user)
+            | Purpose::UserRename(user)
+            | Purpose::UserUnlink(user) => {
                 self.load_step(user, purpose, result);
             }
             Purpose::Stage(stage) => self.stage_step(stage, result)?,

@@ -27,7 +27,7 @@
 //! |---|---|
 //! | slow, short | a step takes many times as long; a transfer goes on in two steps, with a crash point between |
 //! | `error_at` | the k-th step, of all or of a class, fails with an errno; a write does a part first |
-//! | `sync_error_at` | EIO *with pages marked clean*, the cache then evicted or not: this `Io`'s next sync lies, each other one's next `SyncTree` fails |
+//! | `sync_error_at` | EIO *with pages marked clean*, the cache then evicted or not: this `Io`'s next sync of the tree lies, each other one's fails, and so does the next sync of each file that a failed `SyncTree` was to write |
 //! | `capacity_bytes`, `inodes_max`, `links_max` | no room from a given byte, file or name on: ENOSPC, EDQUOT, EMLINK |
 //! | `lost_write_at` | a log write is confirmed and not done |
 //! | `sector_at` | one sector of a transfer to the medium is lost, or written over another one |

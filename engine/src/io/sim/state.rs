@@ -10,7 +10,7 @@ use super::config::{Among, Crash, SimConfig};
 use super::crash;
 use super::medium;
 use super::steps::{Act, Handle, plan};
-use super::store::{Limits, Store, part, plain};
+use super::store::{InodeId, Limits, Store, part, plain};
 use crate::canary::{self, Canary};
 use crate::error::IoError;
 use crate::io::{Completion, Done, Failed, FileId, Op, OpenMode, RelPath, Token, WorkSync};
@@ -101,6 +101,8 @@ pub(super) struct State {
     pub(super) counted: Counted,
     /// Those whose next `SyncTree` fails: another one's sync did, and the kernel tells each of them once.
     untold: BTreeSet<u32>,
+    /// Files with pages that a failed `SyncTree` marked clean: who syncs one of them next hears of it.
+    lossy: BTreeSet<InodeId>,
     pub(super) frozen: bool,
     /// The steps that were going on when it froze.
     limbo: Vec<Act>,
@@ -122,6 +124,7 @@ impl State {
             mail: BTreeMap::new(),
             counted: Counted::default(),
             untold: BTreeSet::new(),
+            lossy: BTreeSet::new(),
             frozen: false,
             limbo: Vec::new(),
             trace: String::new(),
@@ -338,6 +341,11 @@ impl State {
         if matches!(act, Act::SyncTree) && self.untold.remove(&running.io) {
             return Err(act.error(libc::EIO));
         }
+        if let Some(Some(file)) = self.synced_by(act)
+            && self.lossy.remove(&file)
+        {
+            return Err(act.error(libc::EIO));
+        }
         if matches!(act, Act::WriteDirect(..))
             && self.config.lost_write_at == Some(self.counted.log_writes)
         {
@@ -377,21 +385,31 @@ impl State {
         })
     }
 
-    /// A failed write-back is the file system's (the kernel's `errseq_t` of a superblock): pages are
-    /// clean afterwards, so whoever else syncs the tree has to hear of it, or would take them for written.
+    /// A failed write-back is the file system's and the file's (the kernel's `errseq_t` of a superblock
+    /// and of a mapping): pages are clean afterwards, so whoever else syncs the tree, or one of these files,
+    /// has to hear of it, or would take them for written.
     fn fail_sync(&mut self, act: &Act, io: u32) -> IoError {
-        let only = match act {
-            Act::SyncFile(id, _) => Some(Some(*id)),
-            Act::SyncPath(path) => self.store.file(&plain(path.as_str())).ok().map(Some),
-            Act::SyncTree => Some(None),
-            _ => None,
-        };
-        if let Some(only) = only {
+        if let Some(only) = self.synced_by(act) {
+            if only.is_none() {
+                let dirty = self.store.inodes.iter();
+                let dirty = dirty.filter(|(_, inode)| !inode.pending.is_empty());
+                self.lossy.extend(dirty.map(|(id, _)| *id));
+            }
             crash::fail_sync(&mut self.store, only, &self.config, &mut self.rng);
             self.untold
                 .extend((1..=self.ios).filter(|other| *other != io));
         }
         act.error(libc::EIO)
+    }
+
+    /// Whose data an act makes durable: one file's, or (`Some(None)`) everything's.
+    fn synced_by(&self, act: &Act) -> Option<Option<InodeId>> {
+        match act {
+            Act::SyncFile(id, _) => Some(Some(*id)),
+            Act::SyncPath(path) => self.store.file(&plain(path.as_str())).ok().map(Some),
+            Act::SyncTree => Some(None),
+            _ => None,
+        }
     }
 
     fn note(&mut self, running: &Running, act: &Act, result: &Result<bool, IoError>) {

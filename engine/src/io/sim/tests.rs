@@ -399,6 +399,22 @@ fn a_failed_sync_is_told_to_everybody_once() {
 }
 
 #[test]
+fn a_failed_sync_of_the_tree_is_told_to_the_next_of_each_file() {
+    let disk = SimDisk::new(SimConfig::new(1));
+    let mut first = Driver::new(disk.io());
+    let mut second = Driver::new(disk.io());
+    let clean = first.create(&entry("clean"), b"1");
+    first.ok(Op::SyncTree);
+    let dirty = first.create(&entry("dirty"), b"1");
+    let next = disk.syncs() + 1;
+    disk.configure(|config| config.sync_error_at = Some(next));
+    assert_eq!(first.errno(Op::SyncTree), libc::EIO);
+    second.ok(Op::Sync { file: clean });
+    assert_eq!(second.errno(Op::Sync { file: dirty }), libc::EIO);
+    second.ok(Op::Sync { file: dirty });
+}
+
+#[test]
 fn names_and_files_and_quota_run_out() {
     let mut config = SimConfig::new(1);
     config.links_max = Some(2);
