@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid};
 
-use super::{ListEntry, MailboxStatus, UidSet};
+use super::{ListEntry, MailboxStatus, More, UidSet};
 use crate::io::RelPath;
 use crate::position::{DurableTo, FlushedTo};
 
@@ -101,13 +101,12 @@ pub struct Given {
 }
 
 /// What a primary says of a user (storage.md 8.3): all mailboxes, and of one of them what changed since
-/// an earlier pass ended, or since 0: a page of [`super::Request::Changes`] after the other. As long as
-/// more pages follow, `uidnext` of that mailbox is at most one above the page.
+/// an earlier pass ended, or since 0: a page of [`super::Request::Changes`] after the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UserState {
     /// Of the primary; below what is promised here it is refused.
     pub epoch: Epoch,
-    /// All of them.
+    /// All of them; of `mailbox` as of the page.
     pub mailboxes: Vec<MailboxStatus>,
     /// Of which mailbox the rest is.
     pub mailbox: MailboxId,
@@ -115,6 +114,8 @@ pub struct UserState {
     pub changed: Vec<ListEntry>,
     /// Messages that went.
     pub vanished: UidSet,
+    /// Whether another page follows: only behind the last one the mailbox gets the primary's next uid.
+    pub more: More,
 }
 
 /// A copy has what a primary said of a user, but for some messages.
@@ -122,6 +123,8 @@ pub struct UserState {
 pub struct Refilled {
     /// Those of `changed` that are not here; bring them, and say the same again.
     pub missing: Vec<Uid>,
+    /// Whether more was to be done than one frame holds; say the same again.
+    pub more: More,
     /// Proof of the rest.
     pub durable: DurableTo,
 }

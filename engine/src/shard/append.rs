@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::{Epoch, MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs};
+use ringpost_netproto::id::{
+    Epoch, Guid, MailboxId, Modseq, PartitionId, Uid, UidValidity, WallNs,
+};
 use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
@@ -99,6 +101,15 @@ impl Special {
     /// Whether mailboxes are made with their first message.
     fn is_held(&self) -> bool {
         matches!(self, Self::Held(_))
+    }
+
+    /// At most so many bytes of records that make a recipient's mailbox.
+    pub(super) fn mailbox_need(&self) -> usize {
+        if self.is_held() {
+            hold::MAILBOX_NEED
+        } else {
+            0
+        }
     }
 
     /// Of a recipient's message, the mailbox that it is held for.
@@ -263,7 +274,7 @@ impl<I: Io> Shard<I> {
     /// Whether who may put mail into a user's mailboxes is who an append is of.
     fn takes_append(&self, special: &Special, user: &UserKey) -> Result<(), Refused> {
         match special {
-            Special::Given(_) => self.takes_refills(user.partition()),
+            Special::Given(_) => self.takes_refills_of(user),
             Special::Nothing | Special::Held(_) => self.takes_changes_of(user),
         }
     }
@@ -351,7 +362,10 @@ impl<I: Io> Shard<I> {
                 self.refuse_rest(index, &why);
                 continue;
             }
-            let pressure = self.pressure();
+            let rescues = |append: &Append| matches!(append.asker, Asker::Cut(_));
+            // What is cut off makes room; it is held before.
+            let rescues = self.appends.get(index).is_some_and(rescues);
+            let pressure = if rescues { None } else { self.pressure() };
             if pressure.is_none() && self.place(now, index) {
                 self.ready.pop_front();
                 continue;
@@ -411,6 +425,8 @@ impl<I: Io> Shard<I> {
                 return false;
             }
             self.encode(now, index, &chunk, &body);
+            // What was made for one may be another's.
+            self.resolve_folders(index);
         }
         self.finish_if_decided(now, index);
         true
@@ -512,6 +528,12 @@ impl<I: Io> Shard<I> {
             Err(refused) => return Decision::Now(Outcome::Refused(refused)),
         };
         if let Some(given) = append.special.given(place) {
+            let user = append.users.get(place);
+            let same = |earlier: &usize| append.users.get(*earlier) == user;
+            if chunk.iter().any(same) {
+                // Its place depends on that one's.
+                return Decision::WithEarlier;
+            }
             return self.decide_given(live, recipient, given);
         }
         let store = || match self.has_room(append, place, chunk) {
@@ -540,6 +562,9 @@ impl<I: Io> Shard<I> {
             if let Some((mailbox, uid)) = all.find_guid(recipient.guid) {
                 return duplicate_in(mailbox, uid);
             }
+            if self.is_arriving(append, user_index, recipient.guid) {
+                return Decision::Now(Outcome::Refused(Refused::Busy(BusyReason::SlowDisk)));
+            }
         }
         let duplicate = |uid| duplicate_in(recipient.mailbox, uid);
         match window.find(&key, shown, seconds(now.wall)) {
@@ -562,6 +587,16 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
+    }
+
+    /// Whether another append has this content on its way to a user, whatever the mailbox.
+    fn is_arriving(&self, append: &Append, user: usize, guid: Guid) -> bool {
+        let others = self.appends.iter().map(|(_, other)| other);
+        let mut others = others.filter(|other| other.parts > 0 && !std::ptr::eq(*other, append));
+        others.any(|other| {
+            let mut all = other.users.iter().zip(&other.group.recipients);
+            all.any(|(of, recipient)| *of == user && recipient.guid == guid)
+        })
     }
 
     fn decide_given(&self, live: &Live, recipient: &Recipient, given: Given) -> Decision {
@@ -635,12 +670,7 @@ impl<I: Io> Shard<I> {
         let user = append.users.get(place).expect("as many as recipients");
         let recipients = &append.group.recipients;
         let recipient = recipients.get(place).expect("as many as users");
-        let mailbox = if append.special.is_held() {
-            hold::MAILBOX_NEED
-        } else {
-            0
-        };
-        mailbox + self.recipient_need_of(*user, recipient, body)
+        append.special.mailbox_need() + self.recipient_need_of(*user, recipient, body)
     }
 
     pub(super) fn recipient_need_of(

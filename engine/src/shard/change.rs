@@ -18,7 +18,7 @@ mod wish;
 use std::sync::Arc;
 
 use ringpost_netproto::id::MailboxId;
-use ringpost_netproto::placement::{NAME_BYTES_MAX, UserKey};
+use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
 use super::Shard;
@@ -26,7 +26,6 @@ use super::append::{Part, PartOf};
 use super::load::Wants;
 use super::read::readable;
 use crate::error::{Corrupt, CorruptReason};
-use crate::format::record::name_len;
 use crate::index::Index;
 use crate::io::Io;
 use crate::limits::{APPEND_AGE_MAX_NS, UID_RANGES_MAX};
@@ -93,7 +92,7 @@ impl<I: Io> Shard<I> {
             return Err(Refused::WrongShard);
         }
         if let Wish::Refill(_) = wish {
-            self.takes_refills(key.partition())?;
+            self.takes_refills_of(&key)?;
         } else {
             self.takes_changes_of(&key)?;
         }
@@ -270,7 +269,7 @@ impl<I: Io> Shard<I> {
             return Ok(());
         };
         match open.wish {
-            Wish::Refill(_) => self.takes_refills(open.key.partition()),
+            Wish::Refill(_) => self.takes_refills_of(&open.key),
             _ => self.takes_changes_of(&open.key),
         }
     }
@@ -373,7 +372,7 @@ impl<I: Io> Shard<I> {
             }
             Wish::Refill(state) => {
                 self.partitions.takes(open.key.partition(), state.epoch)?;
-                let room = self.log.payload_max() - name_len(NAME_BYTES_MAX);
+                let room = self.log.payload_max() - self.creation_need(open.user);
                 let plan = refill::plan(&place, state, room)?;
                 Ok(Plan::Refill(Box::new(plan)))
             }

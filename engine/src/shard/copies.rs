@@ -72,10 +72,19 @@ struct Place {
     kept: VecDeque<Kept>,
     /// What other nodes want, in order.
     jobs: VecDeque<Job>,
-    /// A cut is on its way to the medium.
-    cutting: bool,
+    /// A cut, or a place further on, is on its way to the medium, and who waits for it.
+    cutting: Option<(Ticket, Cutting)>,
+    /// Those whose barriers are on their way there.
+    leading: Vec<Ticket>,
     /// What the cut that has its turn holds first.
     rescue: Option<cut::Rescue>,
+}
+
+/// What a TRUNCATE on its way is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cutting {
+    Disown,
+    Resume,
 }
 
 /// Whether this node may give numbers.
@@ -108,7 +117,8 @@ impl Place {
             shipped_from: None,
             kept: VecDeque::new(),
             jobs: VecDeque::new(),
-            cutting: false,
+            cutting: None,
+            leading: Vec::new(),
             rescue: None,
         }
     }
@@ -321,7 +331,7 @@ impl Copies {
     pub(super) fn are_open(&self) -> bool {
         self.places
             .values()
-            .any(|place| !place.jobs.is_empty() || place.cutting)
+            .any(|place| !place.jobs.is_empty() || place.cutting.is_some())
     }
 
     fn hold(&mut self, partition: PartitionId, piece: Piece) {

@@ -13,12 +13,14 @@
 
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Modseq, PartitionId};
+use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
 use super::Shard;
 use super::append::{Asker, Special};
 use crate::format::info::FIRST_SLOT;
 use crate::format::record::Group;
+use crate::held;
 use crate::index;
 use crate::io::Io;
 use crate::pending::{Entry, What};
@@ -40,14 +42,28 @@ pub(super) enum Meets {
 }
 
 impl<I: Io> Shard<I> {
-    /// Whether users of a partition may be refilled: it follows, and nothing waits.
-    pub(super) fn takes_refills(&self, partition: PartitionId) -> Result<(), Refused> {
-        if self.copies.is_empty_follower(partition) {
-            return Ok(());
+    /// Whether a user may be refilled: a held box is this node's alone.
+    pub(super) fn takes_refills_of(&self, user: &UserKey) -> Result<(), Refused> {
+        if held::is_box(user.name()) {
+            return Err(Refused::NoSuchUser);
         }
-        Err(Refused::Fenced {
-            promised: self.partitions.promised(partition),
-        })
+        self.takes_refills(user.partition())
+    }
+
+    /// Whether users of a partition may be refilled: it follows, nothing waits, and the log says so of
+    /// every record, for a restart takes what is written now for later than those.
+    pub(super) fn takes_refills(&self, partition: PartitionId) -> Result<(), Refused> {
+        let last = self.partitions.last(partition);
+        let is_flushed = last == self.partitions_durable.last(partition);
+        if !(is_flushed && self.copies.is_empty_follower(partition)) {
+            return Err(Refused::Fenced {
+                promised: self.partitions.promised(partition),
+            });
+        }
+        if last != self.settled_partitions().last(partition) {
+            return Err(Refused::Busy(BusyReason::SlowDisk));
+        }
+        Ok(())
     }
 
     pub(super) fn submit_refill_mail(
@@ -61,7 +77,7 @@ impl<I: Io> Shard<I> {
             return Err(Refused::NoSuchMessage);
         }
         for recipient in &mut group.recipients {
-            self.takes_refills(recipient.user.partition())?;
+            self.takes_refills_of(&recipient.user)?;
             recipient.folder = None;
             recipient.flags.keywords.clear();
             recipient.dedupe = Dedupe::Yes;
@@ -113,6 +129,10 @@ pub(super) fn meet(live: &Live, recipient: &Recipient, given: Given) -> Result<M
     match known.map(index::IndexEntry::msg) {
         Some(Ok(msg)) if msg.guid == recipient.guid => Ok(Meets::Itself),
         None if given.uid.value() >= tail.uidnext => Ok(Meets::Nothing),
+        // On its way.
+        None if given.uid.value() >= tail.uidnext_visible => {
+            Err(Refused::Busy(BusyReason::SlowDisk))
+        }
         _ => Err(Refused::Diverged { pseq: 0 }),
     }
 }

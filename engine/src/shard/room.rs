@@ -50,7 +50,9 @@ impl<I: Io> Shard<I> {
             .flat_map(|other| &other.flags.keywords);
         keywords_fit(live.tail.mailbox(recipient.mailbox), words)?;
         let body = &group.body;
-        let alone = Self::body_need(body) + self.recipient_need_of(*user, recipient, body);
+        let mailbox = append.special.mailbox_need();
+        let alone =
+            Self::body_need(body) + self.recipient_need_of(*user, recipient, body) + mailbox;
         if alone > self.log.payload_max() {
             return Err(Refused::TooLarge);
         }

@@ -11,6 +11,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod corners;
 mod held;
 mod large;
 mod refill;

@@ -44,7 +44,37 @@ pub(crate) fn catch_up(
     let of_it = names
         .iter()
         .filter(|name| user(name).partition() == partition);
-    for name in of_it {
+    let refilled = refill_users(primary, copy, epoch, of_it.copied(), earlier);
+    if place(primary) != before {
+        return Err("the primary did not stand still".to_owned());
+    }
+    refilled?;
+    let (pseq, chain) = before;
+    let resume = Request::Resume {
+        partition,
+        epoch,
+        pseq,
+        chain,
+    };
+    match copy.ask(resume) {
+        Some(Event::Resumed { result: Ok(()), .. }) if place(copy) == before => Ok(()),
+        None
+        | Some(Event::Resumed {
+            result: Err(Refused::Busy(_)),
+            ..
+        }) => Err("later".to_owned()),
+        other => Err(format!("{partition} does not go on: {other:?}")),
+    }
+}
+
+fn refill_users<'a>(
+    primary: &mut Bench,
+    copy: &mut Bench,
+    epoch: Epoch,
+    names: impl Iterator<Item = &'a str>,
+    earlier: Earlier,
+) -> Result<(), String> {
+    for name in names {
         let mailboxes = match mailboxes(primary, name) {
             Ok(mailboxes) => mailboxes,
             Err(Refused::NoSuchUser) => continue,
@@ -55,25 +85,14 @@ pub(crate) fn catch_up(
             refill_mailbox(primary, copy, name, (epoch, &mailboxes, mailbox), earlier)?;
         }
     }
-    if place(primary) != before {
-        return Err("the primary did not stand still".to_owned());
-    }
-    let (pseq, chain) = before;
-    let resume = Request::Resume {
-        partition,
-        epoch,
-        pseq,
-        chain,
-    };
-    match copy.ask(resume) {
-        Some(Event::Resumed { result: Ok(()), .. }) if place(copy) == before => Ok(()),
-        other => Err(format!("{partition} does not go on: {other:?}")),
-    }
+    Ok(())
 }
 
 fn mailboxes(bench: &mut Bench, name: &str) -> Result<Vec<MailboxStatus>, Refused> {
     match bench.ask(Request::Mailboxes { user: user(name) }) {
         Some(Event::Mailboxes { result, .. }) => result,
+        // The disk crashed.
+        None => Err(Refused::Stopped),
         other => panic!("{other:?}"),
     }
 }
@@ -120,34 +139,36 @@ fn refill_page(
     page: &ChangesPage,
 ) -> Result<(), String> {
     let mut mailboxes = all.to_vec();
-    if page.more == More::Yes {
-        // More is to come below its next uid.
-        let upto = page.upto.saturating_add(1);
-        for status in mailboxes.iter_mut().filter(|one| one.mailbox == mailbox) {
-            status.uidnext = status.uidnext.min(upto);
-            status.highest_modseq = 0;
-        }
+    // As of the page, which may be later than the list.
+    for status in mailboxes.iter_mut().filter(|one| one.mailbox == mailbox) {
+        *status = page.status.clone();
     }
-    for _round in 0..3 {
+    for _round in 0..100 {
         let state = UserState {
             epoch,
             mailboxes: mailboxes.clone(),
             mailbox,
             changed: page.changed.clone(),
             vanished: page.vanished.clone(),
+            more: page.more,
         };
         let refill = Request::Refill {
             user: user(name),
             state: Box::new(state),
         };
-        let missing = match copy.ask(refill) {
+        let (missing, more) = match copy.ask(refill) {
             Some(Event::Refilled {
-                result: Ok(Refilled { missing, .. }),
+                result: Ok(Refilled { missing, more, .. }),
                 ..
-            }) => missing,
+            }) => (missing, more),
+            None
+            | Some(Event::Refilled {
+                result: Err(Refused::Busy(_)),
+                ..
+            }) => return Err("later".to_owned()),
             other => return Err(format!("{name} is not refilled: {other:?}")),
         };
-        if missing.is_empty() {
+        if missing.is_empty() && more == More::No {
             return Ok(());
         }
         for uid in missing {
@@ -197,7 +218,7 @@ fn bring(
     }];
     let Some(Event::Appended { outcomes, .. }) = copy.ask(Request::RefillMail { group, given })
     else {
-        return Err("a message is not taken".to_owned());
+        return Err("a message is not taken: later".to_owned());
     };
     match outcomes[..] {
         [Outcome::Stored { uid, .. } | Outcome::Duplicate { uid, .. }] if uid == entry.uid => {
@@ -255,6 +276,8 @@ fn follow(bench: &mut Bench, epoch: u32) {
         commit_pseq: 0,
     };
     bench.ask(Request::Replicate(Box::new(fence)));
+    // The log says what counts.
+    quiet(bench);
 }
 
 fn change(bench: &mut Bench, request: Request) {
@@ -484,6 +507,7 @@ fn nothing_is_refilled_where_another_thing_counts() {
             mailbox: MailboxId::INBOX,
             changed: Vec::new(),
             vanished: UidSet::default(),
+            more: More::Yes,
         }),
     };
     let resume = |epoch, pseq| Request::Resume {

@@ -109,6 +109,13 @@ pub(super) struct State {
     pub(super) trace: String,
 }
 
+/// What a sync covers.
+enum Synced {
+    Nothing,
+    File(InodeId),
+    Everything,
+}
+
 impl State {
     pub(super) fn new(config: SimConfig, rng: Rng, now_ns: u64, store: Store) -> Self {
         Self {
@@ -341,7 +348,7 @@ impl State {
         if matches!(act, Act::SyncTree) && self.untold.remove(&running.io) {
             return Err(act.error(libc::EIO));
         }
-        if let Some(Some(file)) = self.synced_by(act)
+        if let Synced::File(file) = self.synced_by(act)
             && self.lossy.remove(&file)
         {
             return Err(act.error(libc::EIO));
@@ -389,26 +396,32 @@ impl State {
     /// and of a mapping): pages are clean afterwards, so whoever else syncs the tree, or one of these files,
     /// has to hear of it, or would take them for written.
     fn fail_sync(&mut self, act: &Act, io: u32) -> IoError {
-        if let Some(only) = self.synced_by(act) {
-            if only.is_none() {
-                let dirty = self.store.inodes.iter();
-                let dirty = dirty.filter(|(_, inode)| !inode.pending.is_empty());
-                self.lossy.extend(dirty.map(|(id, _)| *id));
-            }
-            crash::fail_sync(&mut self.store, only, &self.config, &mut self.rng);
-            self.untold
-                .extend((1..=self.ios).filter(|other| *other != io));
+        let only = match self.synced_by(act) {
+            Synced::Nothing => return act.error(libc::EIO),
+            Synced::File(id) => Some(id),
+            Synced::Everything => None,
+        };
+        if only.is_none() {
+            let dirty = self.store.inodes.iter();
+            let dirty = dirty.filter(|(_, inode)| !inode.pending.is_empty());
+            self.lossy.extend(dirty.map(|(id, _)| *id));
         }
+        crash::fail_sync(&mut self.store, only, &self.config, &mut self.rng);
+        self.untold
+            .extend((1..=self.ios).filter(|other| *other != io));
         act.error(libc::EIO)
     }
 
-    /// Whose data an act makes durable: one file's, or (`Some(None)`) everything's.
-    fn synced_by(&self, act: &Act) -> Option<Option<InodeId>> {
+    /// Whose data an act makes durable.
+    fn synced_by(&self, act: &Act) -> Synced {
         match act {
-            Act::SyncFile(id, _) => Some(Some(*id)),
-            Act::SyncPath(path) => self.store.file(&plain(path.as_str())).ok().map(Some),
-            Act::SyncTree => Some(None),
-            _ => None,
+            Act::SyncFile(id, _) => Synced::File(*id),
+            Act::SyncPath(path) => {
+                let found = self.store.file(&plain(path.as_str()));
+                found.map_or(Synced::Nothing, Synced::File)
+            }
+            Act::SyncTree => Synced::Everything,
+            _ => Synced::Nothing,
         }
     }
 

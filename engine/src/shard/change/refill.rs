@@ -15,7 +15,7 @@ use super::{At, Placed};
 use crate::format::info::{
     CHANGE_RUN_BYTES, Change, ChangeKind, Keyword, Mailbox, MailboxOp, SLOT, Seed,
 };
-use crate::format::record::{Group, RecordType, runs_len};
+use crate::format::record::{Group, RECORD_HEADER_BYTES, RecordType};
 use crate::index::{self, IndexEntry};
 use crate::io::Io;
 use crate::limits::{KEYWORDS_MAX, MAILBOXES_MAX};
@@ -23,8 +23,8 @@ use crate::mailbox_name::{NameFault, canonical};
 use crate::pending::Entry;
 use crate::position::{DurableTo, Lsn};
 use crate::request::{
-    Limit, ListEntry, MailboxStatus, Now, Refilled, Refused, Subscribed, UidRange, UserState,
-    is_keyword,
+    BusyReason, Limit, ListEntry, MailboxStatus, More, Now, Refilled, Refused, Subscribed,
+    UidRange, UidSet, UserState, is_keyword,
 };
 use crate::shard::Shard;
 use crate::shard::encode::RunsAt;
@@ -45,6 +45,8 @@ pub(in crate::shard) struct RefillPlan {
     /// The highest modseq here or that the primary named: no run about a name is older.
     modseq: Modseq,
     missing: Vec<Uid>,
+    /// Whether not all of it fits a frame.
+    more: More,
     state: State,
 }
 
@@ -57,12 +59,18 @@ enum State {
 /// Decides what is different; `room` is what one frame can hold.
 pub(super) fn plan(at: &At<'_>, state: &UserState, room: usize) -> Result<RefillPlan, Refused> {
     make_sense(state)?;
-    let mut runs = Vec::new();
     let entries = at.index.mailbox(state.mailbox);
     let missing = missing(at, state, entries)?;
+    let mut runs = Vec::new();
     for status in &state.mailboxes {
-        let full = status.mailbox == state.mailbox && missing.is_empty();
-        mailbox_runs(at.tail.mailbox(status.mailbox), status, full, &mut runs)?;
+        mailbox_runs(at.tail.mailbox(status.mailbox), status, &mut runs)?;
+    }
+    let this = state
+        .mailboxes
+        .iter()
+        .find(|one| one.mailbox == state.mailbox);
+    if let Some(status) = this {
+        change_runs(entries, state, status.highest_modseq, &mut runs);
     }
     let named: BTreeSet<MailboxId> = state.mailboxes.iter().map(|one| one.mailbox).collect();
     for gone in at
@@ -73,22 +81,16 @@ pub(super) fn plan(at: &At<'_>, state: &UserState, room: usize) -> Result<Refill
     {
         runs.push(Planned::Mailbox(MailboxOp::Delete, Box::new(gone.status())));
     }
-    if let Some(status) = state
-        .mailboxes
-        .iter()
-        .find(|one| one.mailbox == state.mailbox)
-    {
-        change_runs(
-            entries,
-            state,
-            Modseq::new(status.highest_modseq),
-            &mut runs,
-        );
+    if let Some(status) = this.filter(|_| state.more == More::No && missing.is_empty()) {
+        // Last: it says that all below the primary's next uid is here.
+        runs.extend(end_run(at.tail.mailbox(status.mailbox), status)?);
     }
     let changed = state.changed.iter().map(|entry| entry.modseq.value());
     let named = state.mailboxes.iter().map(|one| one.highest_modseq);
-    let need = runs.iter().map(Planned::need).sum();
-    if need > room {
+    let modseq = changed.chain(named).fold(at.tail.modseq.max(1), u64::max);
+    let whole_count = runs.len();
+    let need = fit(&mut runs, room);
+    if runs.is_empty() && whole_count > 0 {
         return Err(Refused::TooLarge);
     }
     Ok(RefillPlan {
@@ -97,11 +99,36 @@ pub(super) fn plan(at: &At<'_>, state: &UserState, room: usize) -> Result<Refill
         } else {
             State::ToDo
         },
+        more: if runs.len() < whole_count {
+            More::Yes
+        } else {
+            More::No
+        },
         runs,
         need,
-        modseq: Modseq::new(changed.chain(named).fold(at.tail.modseq.max(1), u64::max)),
+        modseq: Modseq::new(modseq),
         missing,
     })
+}
+
+/// Leaves as many runs as one frame can hold; gives what they need.
+fn fit(runs: &mut Vec<Planned>, room: usize) -> usize {
+    let (mut need, mut kind) = (0, None);
+    let mut count = 0;
+    for run in runs.iter() {
+        let head = if kind == Some(run.kind()) {
+            0
+        } else {
+            RECORD_HEADER_BYTES
+        };
+        if need + head + run.len() > room {
+            break;
+        }
+        (need, kind) = (need + head + run.len(), Some(run.kind()));
+        count += 1;
+    }
+    runs.truncate(count);
+    need
 }
 
 /// Whether the numbers and names can be a primary's.
@@ -111,8 +138,12 @@ fn make_sense(state: &UserState) -> Result<(), Refused> {
     let mut messages = messages.map(|one| (one.uid.value(), one.modseq.value()));
     let mailboxes = state.mailboxes.iter();
     let mut mailboxes = mailboxes.map(|one| (one.uidnext, one.highest_modseq));
+    let ids: BTreeSet<MailboxId> = state.mailboxes.iter().map(|one| one.mailbox).collect();
+    let named = |one: &MailboxStatus| one.mailbox.value() > 0 && is_given(one.uidvalidity.value());
     if !(messages.all(|(uid, modseq)| good(uid, modseq))
-        && mailboxes.all(|(uid, modseq)| good(uid, modseq)))
+        && mailboxes.all(|(uid, modseq)| good(uid, modseq))
+        && state.mailboxes.iter().all(named)
+        && ids.len() == state.mailboxes.len())
     {
         return Err(Refused::Diverged { pseq: 0 });
     }
@@ -135,49 +166,41 @@ fn make_sense(state: &UserState) -> Result<(), Refused> {
 
 /// Messages that the primary has and this node does not; refused if it has others in their place.
 fn missing(at: &At<'_>, state: &UserState, entries: &[IndexEntry]) -> Result<Vec<Uid>, Refused> {
-    let next = at
-        .tail
-        .mailbox(state.mailbox)
-        .map_or(1, |tail| tail.uidnext);
+    let tail = at.tail.mailbox(state.mailbox);
+    let (next, visible) = tail.map_or((1, 1), |tail| (tail.uidnext, tail.uidnext_visible));
     let mut missing = Vec::new();
     for entry in &state.changed {
         match index::find(entries, entry.uid).map(IndexEntry::msg) {
             Some(Ok(msg)) if msg.guid == entry.guid => {}
             None if entry.uid.value() >= next => missing.push(entry.uid),
+            None if entry.uid.value() >= visible => {
+                return Err(Refused::Busy(BusyReason::SlowDisk));
+            }
             _ => return Err(Refused::Diverged { pseq: 0 }),
         }
     }
     Ok(missing)
 }
 
-/// What makes a mailbox here the primary's; its next uid only if it is `full`.
+/// What makes a mailbox here the primary's, but for its messages and its next uid.
 fn mailbox_runs(
     here: Option<&MailboxTail>,
     there: &MailboxStatus,
-    full: bool,
     runs: &mut Vec<Planned>,
 ) -> Result<(), Refused> {
     let mut status = there.clone();
-    match here {
+    let run = match here {
         Some(here) if here.uidvalidity != there.uidvalidity => {
             return Err(Refused::Diverged { pseq: 0 });
         }
-        Some(here) if !full => {
-            status.uidnext = here.uidnext;
-            status.highest_modseq = here.highest_modseq;
+        Some(here) => {
+            (status.uidnext, status.highest_modseq) = (here.uidnext, here.highest_modseq);
+            (*here.name != *there.name).then_some(MailboxOp::Rename)
         }
-        Some(_) => {}
-        None => (status.uidnext, status.highest_modseq) = (1, 0),
-    }
-    let lags = |here: &MailboxTail| {
-        *here.name != *status.name
-            || here.uidnext < status.uidnext
-            || here.highest_modseq < status.highest_modseq
-    };
-    // A name that stays says the rest too.
-    let run = match here {
-        Some(here) => lags(here).then_some(MailboxOp::Rename),
-        None => Some(MailboxOp::Create),
+        None => {
+            (status.uidnext, status.highest_modseq) = (1, 0);
+            Some(MailboxOp::Create)
+        }
     };
     let subscribed = here.map_or(Subscribed::No, |here| here.subscribed);
     let subscribe = match (subscribed, there.subscribed) {
@@ -187,8 +210,12 @@ fn mailbox_runs(
     };
     let ops = run.into_iter().chain(subscribe);
     runs.extend(ops.map(|op| Planned::Mailbox(op, Box::new(status.clone()))));
-    let known = here.map_or(0, |here| here.keywords.len());
-    let fresh = there.keywords.iter().enumerate().skip(known);
+    let known = here.map_or(&[][..], |here| &here.keywords);
+    let mut pairs = known.iter().zip(&there.keywords);
+    if known.len() > there.keywords.len() || pairs.any(|(ours, theirs)| ours != theirs) {
+        return Err(Refused::Diverged { pseq: 0 });
+    }
+    let fresh = there.keywords.iter().enumerate().skip(known.len());
     runs.extend(fresh.filter_map(|(bit, word)| {
         let bit = u8::try_from(bit).ok()?;
         Some(Planned::Keyword(there.mailbox, bit, Arc::clone(word)))
@@ -196,17 +223,18 @@ fn mailbox_runs(
     Ok(())
 }
 
+/// The primary's next uid and highest modseq: a name that stays says them.
+fn end_run(here: Option<&MailboxTail>, there: &MailboxStatus) -> Result<Option<Planned>, Refused> {
+    let (uidnext, highest) = here.map_or((1, 0), |here| (here.uidnext, here.highest_modseq));
+    if uidnext > there.uidnext {
+        return Err(Refused::Diverged { pseq: 0 });
+    }
+    let lags = uidnext < there.uidnext || highest < there.highest_modseq;
+    Ok(lags.then(|| Planned::Mailbox(MailboxOp::Rename, Box::new(there.clone()))))
+}
+
 /// Flags of messages that are here, and the end of those that went.
-fn change_runs(
-    entries: &[IndexEntry],
-    state: &UserState,
-    highest: Modseq,
-    runs: &mut Vec<Planned>,
-) {
-    let one = |uid: Uid| UidRange {
-        low: uid.value(),
-        high: uid.value(),
-    };
+fn change_runs(entries: &[IndexEntry], state: &UserState, highest: u64, runs: &mut Vec<Planned>) {
     for ListEntry {
         uid,
         modseq,
@@ -217,30 +245,32 @@ fn change_runs(
     {
         let known = index::find(entries, *uid);
         if known.is_some_and(|known| known.modseq < modseq.value()) {
-            let kind = ChangeKind::Flags;
-            let mailbox = state.mailbox;
+            let range = UidRange {
+                low: uid.value(),
+                high: uid.value(),
+            };
+            let (kind, mailbox) = (ChangeKind::Flags, state.mailbox);
             runs.push(Planned::Change(
-                kind,
-                mailbox,
-                one(*uid),
-                *modseq,
-                *flags,
-                *keywords,
+                kind, mailbox, range, *modseq, *flags, *keywords,
             ));
         }
     }
-    for entry in index::selected(entries, &state.vanished) {
-        let kind = ChangeKind::Expunge;
+    for range in state.vanished.ranges() {
+        let of_range = UidSet::from_iter([(range.low, range.high)]);
+        let mut here = index::selected(entries, &of_range);
+        let Some(first) = here.next() else { continue };
+        let ends = (first.uid, first.uid, first.modseq);
+        let (low, high, latest) = here.fold(ends, |(low, _, latest), entry| {
+            (low, entry.uid, latest.max(entry.modseq))
+        });
+        let range = UidRange {
+            low: low.value(),
+            high: high.value(),
+        };
         // Of messages that changed later here than anything there, nobody knows.
-        let modseq = highest.max(Modseq::new(entry.modseq + 1));
-        runs.push(Planned::Change(
-            kind,
-            state.mailbox,
-            one(entry.uid),
-            modseq,
-            0,
-            0,
-        ));
+        let modseq = Modseq::new(highest.max(latest + 1));
+        let (kind, mailbox) = (ChangeKind::Expunge, state.mailbox);
+        runs.push(Planned::Change(kind, mailbox, range, modseq, 0, 0));
     }
 }
 
@@ -263,13 +293,13 @@ impl Planned {
         }
     }
 
-    /// As if it had a record of its own.
-    fn need(&self) -> usize {
-        runs_len(match self {
+    /// Bytes of the run.
+    fn len(&self) -> usize {
+        match self {
             Self::Mailbox(_, status) => SLOT + status.name.len().next_multiple_of(SLOT),
             Self::Keyword(_, _, word) => SLOT + word.len().next_multiple_of(SLOT),
             Self::Change(..) => CHANGE_RUN_BYTES,
-        })
+        }
     }
 
     /// Appends the run for `slot`; takes what it gives to the tail.
@@ -345,6 +375,7 @@ impl RefillPlan {
     pub(super) fn answer(self, durable: DurableTo) -> Refilled {
         Refilled {
             missing: self.missing,
+            more: self.more,
             durable,
         }
     }

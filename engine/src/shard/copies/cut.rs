@@ -10,7 +10,7 @@ use ringpost_netproto::id::{Epoch, PartitionId};
 use smallvec::SmallVec;
 
 use super::numbers::msg_of;
-use super::{Answers, Gate, Held, Job, Piece, Records};
+use super::{Answers, Cutting, Gate, Held, Job, Piece, Records};
 use crate::dedupe::Key;
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
 use crate::io::{Io, Op};
@@ -26,7 +26,7 @@ pub(super) use rescue::Rescue;
 /// A cut on its way to the medium.
 pub(in crate::shard) struct Cut {
     ticket: Ticket,
-    partition: PartitionId,
+    pub(super) partition: PartitionId,
     /// The last record that stays.
     pseq: u64,
     chain: u32,
@@ -67,6 +67,11 @@ impl<I: Io> Shard<I> {
         partition: PartitionId,
         (ticket, pseq): (Ticket, u64),
     ) -> bool {
+        if let Some(rescue) = &self.copies.place(partition).rescue
+            && rescue.is_open()
+        {
+            return false;
+        }
         let promised = self.partitions.promised(partition);
         let (last, last_chain) = self.partitions.last(partition);
         let (shown, shown_chain) = self.partitions_durable.last(partition);
@@ -88,34 +93,27 @@ impl<I: Io> Shard<I> {
             None
         };
         if let Some(refused) = refused {
-            let result = Err(refused);
-            self.answer(Event::Disowned { ticket, result });
-            return true;
+            return self.not_cut(partition, ticket, Err(refused));
         }
         if last <= pseq {
-            let result = Ok(Disowned {
+            let nothing = Disowned {
                 pseq: last,
                 chain: last_chain,
                 records_count: 0,
-            });
-            self.answer(Event::Disowned { ticket, result });
-            return true;
+            };
+            return self.not_cut(partition, ticket, Ok(nothing));
         }
         if sealed < last || flushed < last {
             return false;
         }
         let Some(chain) = chain else {
-            let result = Err(Refused::Diverged { pseq });
-            self.answer(Event::Disowned { ticket, result });
-            return true;
+            return self.not_cut(partition, ticket, Err(Refused::Diverged { pseq }));
         };
         match self.rescue(now, partition, pseq) {
             None => return false,
             Some(Ok(())) => {}
             Some(Err(refused)) => {
-                let result = Err(refused);
-                self.answer(Event::Disowned { ticket, result });
-                return true;
+                return self.not_cut(partition, ticket, Err(refused));
             }
         }
         if self.log.room(RECORD_HEADER_BYTES).is_none() {
@@ -133,6 +131,18 @@ impl<I: Io> Shard<I> {
         true
     }
 
+    /// Answers a cut of nothing. What was held for it is held.
+    fn not_cut(
+        &mut self,
+        partition: PartitionId,
+        ticket: Ticket,
+        result: Result<Disowned, Refused>,
+    ) -> bool {
+        self.copies.place(partition).rescue = None;
+        self.answer(Event::Disowned { ticket, result });
+        true
+    }
+
     pub(in crate::shard) fn submit_resume(
         &mut self,
         ticket: Ticket,
@@ -142,6 +152,9 @@ impl<I: Io> Shard<I> {
         self.accepts_mail()?;
         if !self.identity.owns_partition(partition) {
             return Err(Refused::WrongShard);
+        }
+        if pseq >= u64::MAX >> 1 {
+            return Err(Refused::Diverged { pseq });
         }
         let to = Place {
             ticket,
@@ -162,12 +175,10 @@ impl<I: Io> Shard<I> {
         let (last, chain) = self.partitions.last(to.partition);
         let refused = if to.epoch < promised {
             Some(Refused::Fenced { promised })
-        } else if let Err(refused) = self.takes_refills(to.partition) {
-            Some(refused)
         } else if to.pseq < last || (to.pseq == last && to.chain != chain) {
             Some(Refused::Diverged { pseq: last })
         } else {
-            None
+            self.takes_refills(to.partition).err()
         };
         if refused.is_some() || to.pseq == last {
             let (ticket, result) = (to.ticket, refused.map_or(Ok(()), Err));
@@ -180,7 +191,7 @@ impl<I: Io> Shard<I> {
         let head = Head::of_partition(to.partition, to.epoch, to.pseq, to.chain);
         self.partitions
             .advance(to.partition, to.pseq, to.chain, to.epoch);
-        self.copies.place(to.partition).cutting = true;
+        self.copies.place(to.partition).cutting = Some((to.ticket, Cutting::Resume));
         let dedupe_next = self.window.next();
         let part = Part {
             of: PartOf::Records(Records {
@@ -212,7 +223,7 @@ impl<I: Io> Shard<I> {
             frame.marks.push(mark);
         }
         let place = self.copies.place(to.partition);
-        place.cutting = false;
+        place.cutting = None;
         place.commit_pseq = place.commit_pseq.max(to.pseq);
         self.copies.turns.push_back(to.partition);
         let (ticket, result) = (to.ticket, Ok(()));
@@ -223,7 +234,7 @@ impl<I: Io> Shard<I> {
         let epoch = self.partitions.promised(cut.partition);
         let head = Head::of_partition(cut.partition, epoch, cut.pseq, cut.chain);
         self.partitions.truncate(cut.partition, cut.pseq, cut.chain);
-        self.copies.place(cut.partition).cutting = true;
+        self.copies.place(cut.partition).cutting = Some((cut.ticket, Cutting::Disown));
         let dedupe_next = self.window.next();
         let part = Part {
             of: PartOf::Records(Records {
@@ -245,7 +256,7 @@ impl<I: Io> Shard<I> {
             frame.cuts.push((cut.partition, cut.pseq, cut.chain));
         }
         let place = self.copies.place(cut.partition);
-        place.cutting = false;
+        place.cutting = None;
         place.kept.retain(|kept| kept.mark.pseq <= cut.pseq);
         let beyond = |piece: &Piece| piece.mark.is_some_and(|mark| mark.pseq > cut.pseq);
         let mut void = Vec::new();

@@ -123,17 +123,26 @@ impl<I: Io> Shard<I> {
                 Recorded::Entry(user, entry) => {
                     Held::Entries(SmallVec::from_iter([(user, *entry)]))
                 }
-                Recorded::Barrier(ticket) if self.is_led_here(mark.partition) => {
-                    Held::Barrier(ticket)
+                Recorded::Barrier(ticket) => {
+                    let place = self.copies.place(mark.partition);
+                    place.leading.retain(|other| Some(*other) != ticket);
+                    if self.is_led_here(mark.partition) {
+                        Held::Barrier(ticket)
+                    } else {
+                        self.fence_barrier(mark.partition, ticket)
+                    }
                 }
-                Recorded::Barrier(ticket) => self.fence_barrier(mark.partition, ticket),
             };
             self.hold_piece(now, frame, (mark.partition, Some(mark)), of);
         }
         match records.answers {
             Answers::Nobody => {}
             Answers::Replicate(request) => self.replicated(now, request),
-            Answers::Cut(cut) => self.cut_off(&cut, frame.map(|(_, end)| end)),
+            Answers::Cut(cut) => {
+                let partition = cut.partition;
+                self.cut_off(&cut, frame.map(|(_, end)| end));
+                self.release_held(now, partition);
+            }
             Answers::Resume(to) => self.resumed(&to, frame.map(|(_, end)| end)),
         }
     }
@@ -194,6 +203,10 @@ impl<I: Io> Shard<I> {
 
     /// Publishes what a partition holds as far as its gate is open.
     pub(super) fn release_held(&mut self, now: Now, partition: PartitionId) {
+        let cutting = |place: &super::Place| place.cutting.is_some();
+        if self.copies.places.get(&partition).is_some_and(cutting) {
+            return;
+        }
         loop {
             let place = self.copies.places.get_mut(&partition);
             let Some(piece) = place.and_then(|place| place.held.pop_front()) else {

@@ -3,7 +3,7 @@
 use ringpost_netproto::id::{Epoch, PartitionId};
 use smallvec::SmallVec;
 
-use super::{Answers, Entries, Gate, Held, Job, Led, Recorded, Records};
+use super::{Answers, Cutting, Entries, Gate, Held, Job, Led, Recorded, Records};
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
 use crate::io::Io;
 use crate::pending::Entry;
@@ -91,7 +91,9 @@ impl<I: Io> Shard<I> {
         };
         let batch = self.log.open_batch_mut().expect("room was made");
         batch.attach(part, 0);
-        self.copies.place(partition).led = Led::Here;
+        let place = self.copies.place(partition);
+        place.led = Led::Here;
+        place.leading.push(ticket);
         // What it has and no copy confirmed goes out in the new epoch.
         let gate = self.copies.gate(partition);
         self.set_copy(now, partition, wish.copy);
@@ -195,6 +197,21 @@ impl<I: Io> Shard<I> {
                         self.answer(Event::Disowned { ticket, result });
                     }
                 }
+            }
+            match place.cutting {
+                Some((ticket, Cutting::Disown)) => self.answer(Event::Disowned {
+                    ticket,
+                    result: Err(Refused::Stopped),
+                }),
+                Some((ticket, Cutting::Resume)) => self.answer(Event::Resumed {
+                    ticket,
+                    result: Err(Refused::Stopped),
+                }),
+                None => {}
+            }
+            for ticket in place.leading {
+                let result = Err(Refused::Stopped);
+                self.answer(Event::Led { ticket, result });
             }
             for piece in place.held {
                 if let Held::Barrier(Some(ticket)) = piece.of {

@@ -187,7 +187,7 @@ impl<I: Io> Shard<I> {
             let Some(place) = self.copies.places.get_mut(&partition) else {
                 return;
             };
-            if place.cutting {
+            if place.cutting.is_some() {
                 return;
             }
             let Some(job) = place.jobs.pop_front() else {

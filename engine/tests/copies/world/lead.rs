@@ -155,6 +155,11 @@ impl World {
             copy,
             ..
         } = self.registers[&partition];
+        let bench = self.nodes[primary].up().expect("it is up");
+        if bench.shard.is_undecided(partition) {
+            // Its lead waits for its turn.
+            return Ok(());
+        }
         let fence = Replicate {
             partition,
             epoch: Epoch::new(epoch),

@@ -34,6 +34,12 @@ pub(in crate::shard) struct Rescue {
     refused: Option<Refused>,
 }
 
+impl Rescue {
+    pub(super) fn is_open(&self) -> bool {
+        self.open_count > 0
+    }
+}
+
 impl<I: Io> Shard<I> {
     /// Holds the messages of a partition's records above `pseq`; `None` while that goes on.
     pub(super) fn rescue(
