@@ -57,6 +57,22 @@ const PINNED: &[(u64, &str)] = &[
         912_341,
         "the simulated disk told one shard of a failed sync, and another's said yes",
     ),
+    (
+        1_795_974_273_000_249,
+        "what waited behind a change without room was not refused, and the shard asked to be polled for ever",
+    ),
+    (
+        1_795_974_588_001_233,
+        "a part file that a crash left was removed when a compaction had made another of its name",
+    ),
+    (
+        1_795_974_755_001_245,
+        "the next sync of a file did not hear that a failed sync of the tree had lost its pages (the disk's)",
+    ),
+    (
+        1_795_974_920_013_469,
+        "copies that were asked for together took more places in the window than were counted (the oracle's)",
+    ),
 ];
 
 /// Fresh seeds of each run.

@@ -132,7 +132,7 @@ impl Oracle {
     /// Whether a delivery under way may put a message there: not if its id is known.
     fn may_come(&self, who: usize, mail: usize, to: &To) -> bool {
         let known = self.person(who).ids.get(&(to.mailbox, mail));
-        let again = known.is_some_and(|known| known.at + self.window >= self.stored);
+        let again = known.is_some_and(|known| known.at + self.window >= self.places);
         to.who == who && !(to.once && again)
     }
 
@@ -243,7 +243,7 @@ impl Oracle {
             marks,
             modseq: entry.modseq.value(),
         };
-        let at = self.stored;
+        let at = self.places;
         let once = self.is_once(who, mailbox, mail);
         let copy = self.is_copied(who, mailbox);
         let person = self.person_mut(who);

@@ -72,6 +72,9 @@ pub(super) struct Oracle {
     pub(super) excuses: Excuses,
     /// Messages acknowledged as stored so far, and copies that were asked for.
     pub(super) stored: u64,
+    /// Places that were given out in the window of duplicates, at most: of deliveries, and of copies,
+    /// which a restart finds in the log and takes for such.
+    pub(super) places: u64,
     /// Deliveries that the window of duplicates certainly holds.
     pub(super) window: u64,
 }
@@ -86,6 +89,7 @@ impl Oracle {
             snapshots: Vec::new(),
             excuses: Excuses::default(),
             stored: 0,
+            places: 0,
             window,
         }
     }
@@ -111,6 +115,12 @@ impl Oracle {
 
     /// A request that nobody will answer any more.
     pub(super) fn unanswered(&mut self, asked: &Asked) {
+        if let Asked::Copy { of, .. } = asked {
+            // However much of it is in the log.
+            let folder = self.person(of.who).folders.get(&of.mailbox);
+            let count = folder.map_or(0, |folder| folder.messages.len());
+            self.places += u64::try_from(count).unwrap_or(0);
+        }
         for (who, person) in self.people.iter_mut().enumerate() {
             if asked.changes(who) {
                 person.doubts.push(asked.clone());
@@ -289,17 +299,17 @@ impl Oracle {
         let key = (to.mailbox, mail);
         match outcome {
             Outcome::Stored { uid, modseq, .. } => {
-                let (stored, window) = (self.stored, self.window);
+                let (places, window) = (self.places, self.window);
                 let person = self.person_mut(to.who);
                 let known = person.ids.get(&key).copied();
                 ensure!(
-                    !to.once || known.is_none_or(|known| known.at + window < stored),
+                    !to.once || known.is_none_or(|known| known.at + window < places),
                     "mail {mail} of {} was stored twice: as {known:?} and as {uid}",
                     person.name
                 );
                 person.born();
                 let name = person.name.clone();
-                let known = Known { at: stored };
+                let known = Known { at: places };
                 let Some(folder) = person.folders.get_mut(&to.mailbox) else {
                     return Err(format!(
                         "mail {mail} of {name} was stored in mailbox {} that is gone",
@@ -316,6 +326,7 @@ impl Oracle {
                     person.ids.insert(key, known);
                 }
                 self.stored += 1;
+                self.places += 1;
                 self.within_quota(to, mail)
             }
             Outcome::Duplicate { uid, .. } => {
@@ -407,12 +418,11 @@ impl Oracle {
             }
         }
         if let Asked::Copy { of, .. } = &asked {
-            // A restart takes the copies in the log for deliveries, and they have places in its window.
             let count = self.folder_mut(of.who, of.mailbox).map_or(0, |folder| {
                 let uids = folder.messages.keys();
                 uids.filter(|uid| of.uids.contains(Uid::new(**uid))).count()
             });
-            self.stored += u64::try_from(count).unwrap_or(0);
+            self.places += u64::try_from(count).unwrap_or(0);
         }
         self.open.insert(place, asked);
     }
@@ -488,6 +498,8 @@ impl Oracle {
     }
 
     fn copied(&mut self, of: &Chosen, to: u32, moves: bool, copied: &Copied) -> Verdict {
+        // Asked for when the mailbox was smaller, it may have copied more than was counted then.
+        self.places += u64::try_from(copied.pairs.len()).unwrap_or(0);
         let mut taken = Vec::new();
         let folder = self.folder_mut(of.who, of.mailbox)?;
         for (uid, message) in &folder.messages {
