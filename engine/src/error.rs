@@ -15,6 +15,13 @@ pub struct Corrupt {
     pub reason: CorruptReason,
 }
 
+impl Corrupt {
+    /// Whether they could not be read at all: another time they may.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self.reason, CorruptReason::Unreadable { .. })
+    }
+}
+
 /// What does not hold of damaged bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]

@@ -523,7 +523,7 @@ impl<I: Io> Shard<I> {
         let recipient = group.recipients.get(place).expect("as many as users");
         let user_index = *append.users.get(place).expect("as many as recipients");
         let user = self.users.get(user_index);
-        let live = match self.open_mailbox(append, user, recipient) {
+        let live = match self.open_mailbox(append, user, (recipient, chunk.len())) {
             Ok(live) => live,
             Err(refused) => return Decision::Now(Outcome::Refused(refused)),
         };
@@ -616,7 +616,7 @@ impl<I: Io> Shard<I> {
         &self,
         append: &Append,
         user: &'a User,
-        recipient: &Recipient,
+        (recipient, earlier_count): (&Recipient, usize),
     ) -> Result<&'a Live, Refused> {
         let live = match &user.state {
             State::Live(live) => live,
@@ -627,7 +627,7 @@ impl<I: Io> Shard<I> {
         let tail = &live.tail;
         let exists = match tail.mailbox(recipient.mailbox) {
             Some(mailbox) => mailbox.takes_mail(),
-            None if append.special.is_held() && hold::has_room(tail) => true,
+            None if append.special.is_held() && hold::has_room(tail, earlier_count) => true,
             None if append.special.is_held() => return Err(Refused::Busy(BusyReason::Held)),
             None => tail.existence == Existence::Absent && is_first_mailbox(recipient.mailbox),
         };

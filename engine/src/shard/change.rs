@@ -248,7 +248,11 @@ impl<I: Io> Shard<I> {
             Plan::Copy(copy) => self.place_copy(now, change, user, copy),
             Plan::Refill(refill) => self.place_refill(now, change, user, refill),
         };
-        self.changes.get_mut(change).expect("an open change").plan = plan;
+        // What is different may be something else once there is room.
+        let is_stale = placed == Placed::NoRoom && matches!(plan, Plan::Refill(_));
+        if !is_stale {
+            self.changes.get_mut(change).expect("an open change").plan = plan;
+        }
         match placed {
             Placed::All => {
                 let user = self.changes.get(change).expect("an open change").user;

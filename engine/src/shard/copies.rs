@@ -28,7 +28,7 @@ use ringpost_netproto::placement::UserKey;
 use smallvec::SmallVec;
 
 use super::append::{Decided, Mark};
-use super::partitions::Partitions;
+use super::partitions::{At, Partitions};
 use super::{Shard, ShardIdentity};
 use crate::canary::{self, Canary};
 use crate::held;
@@ -146,8 +146,8 @@ pub(super) struct Frame {
     /// Of what was cut off. A checkpoint between a frame and the TRUNCATE behind it says what the
     /// log says there: else the next record has no predecessor.
     void: Vec<Mark>,
-    /// Where its TRUNCATEs cut: partition, last record that stays, chain after it.
-    cuts: Vec<(PartitionId, u64, u32)>,
+    /// Where its TRUNCATEs put partitions.
+    cuts: Vec<At>,
     /// Users and how many of their pending entries are of it, as far as they count.
     pub(super) users: Vec<(usize, usize)>,
 }
@@ -211,6 +211,9 @@ pub(super) enum Recorded {
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) dedupe_next: u64,
+    /// Records that a later TRUNCATE made void.
+    pub(super) void: Vec<Mark>,
+    pub(super) cuts: Vec<At>,
     /// Users and how many of their pending entries are of it.
     pub(super) users: Vec<(usize, usize)>,
 }
@@ -388,6 +391,8 @@ impl Copies {
         self.frames = frames
             .map(|(end, found)| Frame {
                 users: found.users,
+                void: found.void,
+                cuts: found.cuts,
                 ..Frame::new(end, found.dedupe_next)
             })
             .collect();

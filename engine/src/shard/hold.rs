@@ -135,7 +135,7 @@ pub(super) fn mailbox_named<'a>(tail: &'a Tail, name: &str) -> Option<&'a Mailbo
     taking.find(|tail| *tail.name == *name)
 }
 
-/// Whether one more mailbox can be made.
-pub(super) fn has_room(tail: &Tail) -> bool {
-    tail.mailboxes.len() < MAILBOXES_MAX
+/// Whether one more mailbox can be made, behind so many recipients of the same group.
+pub(super) fn has_room(tail: &Tail, earlier_count: usize) -> bool {
+    tail.mailboxes.len() + earlier_count < MAILBOXES_MAX
 }

@@ -49,7 +49,7 @@ use crate::pending::{Bodies, Entry, LargeMail, PendingBody, SmallMail, Swap, Wha
 use crate::position::Lsn;
 use crate::request::{Event, Notice, Now};
 use crate::user::{Lag, Users};
-use unproven::{Local, Unproven};
+use unproven::{Local, Moved, Unproven};
 
 impl<I: Io> Shard<I> {
     /// Opens one shard of a store and replays its log. Blocks until the shard can serve. `seed` is
@@ -461,6 +461,10 @@ struct Redo {
     unproven: VecDeque<Unproven>,
     /// Records of no stream in such frames.
     local: VecDeque<Local>,
+    /// The partitions as of what is proven, and what moved them since: a checkpoint may end anywhere
+    /// between, and says what the log says there.
+    settled: Partitions,
+    moves: VecDeque<(Lsn, Moved)>,
     /// Where frames end, from the proven ones on, and their `header_crc`.
     ends: VecDeque<(Lsn, u32)>,
     /// Up to here a frame says so.
@@ -484,6 +488,8 @@ impl Redo {
             copies: config.copies,
             unproven: VecDeque::new(),
             local: VecDeque::new(),
+            settled: Partitions::new(identity.partitions),
+            moves: VecDeque::new(),
             ends: VecDeque::new(),
             proven: Lsn::new(0),
             dedupe_durable: 0,
@@ -509,6 +515,7 @@ impl Redo {
             match parts::decode(&bytes, identity.store, log_id) {
                 Ok((sequence, states)) if sequence == superblock.parts_sequence => {
                     self.partitions.restore(identity, states);
+                    self.settled = self.partitions.clone();
                 }
                 Ok(_) => self.report(&path, CorruptReason::Identity),
                 Err(reason) => self.report(&path, reason),
@@ -563,6 +570,7 @@ impl Redo {
         while self.local.front().is_some_and(|one| one.end <= proven) {
             self.local.pop_front();
         }
+        self.settle(proven);
         while self.ends.front().is_some_and(|(end, _)| *end < proven) {
             self.ends.pop_front();
         }
@@ -622,7 +630,7 @@ impl Redo {
         match &record.payload {
             Payload::Epoch => self.unproven(frame, head, (None, None)),
             Payload::Promise => self.partitions.promise(head.partition, head.epoch),
-            Payload::Truncate => self.void(head),
+            Payload::Truncate => self.void(frame, head),
             _ => {}
         }
         Ok(())

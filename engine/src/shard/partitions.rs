@@ -41,6 +41,17 @@ impl Default for Place {
     }
 }
 
+/// Where a TRUNCATE puts a partition.
+#[derive(Clone, Copy)]
+pub(super) struct At {
+    pub(super) partition: PartitionId,
+    /// Its last record.
+    pub(super) pseq: u64,
+    /// The chain after it.
+    pub(super) chain: u32,
+    pub(super) epoch: Epoch,
+}
+
 /// All partitions of the store; those of other shards stay untouched.
 #[derive(Clone, Debug)]
 pub(super) struct Partitions {
@@ -135,14 +146,13 @@ impl Partitions {
         place.map_or((0, 0), |place| (place.pseq, place.chain))
     }
 
-    /// What a TRUNCATE says that recovery found: a place that was, or, of a copy that was brought up by
-    /// other means, one further on.
-    pub(super) fn place_at(&mut self, partition: PartitionId, to: (u64, u32), epoch: Epoch) {
-        let (pseq, chain) = to;
-        if pseq > self.last(partition).0 {
-            self.advance(partition, pseq, chain, epoch);
+    /// What a TRUNCATE says: a place that was, or, of a copy that was brought up by other means, one
+    /// further on.
+    pub(super) fn place_at(&mut self, to: &At) {
+        if to.pseq > self.last(to.partition).0 {
+            self.advance(to.partition, to.pseq, to.chain, to.epoch);
         } else {
-            self.truncate(partition, pseq, chain);
+            self.truncate(to.partition, to.pseq, to.chain);
         }
     }
 

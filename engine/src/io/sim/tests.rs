@@ -403,12 +403,14 @@ fn a_failed_sync_of_the_tree_is_told_to_the_next_of_each_file() {
     let disk = SimDisk::new(SimConfig::new(1));
     let mut first = Driver::new(disk.io());
     let mut second = Driver::new(disk.io());
-    let clean = first.create(&entry("clean"), b"1");
+    first.create(&entry("clean"), b"1");
     first.ok(Op::SyncTree);
-    let dirty = first.create(&entry("dirty"), b"1");
+    first.create(&entry("dirty"), b"1");
     let next = disk.syncs() + 1;
     disk.configure(|config| config.sync_error_at = Some(next));
     assert_eq!(first.errno(Op::SyncTree), libc::EIO);
+    let (clean, _) = second.open(&entry("clean"), OpenMode::Read);
+    let (dirty, _) = second.open(&entry("dirty"), OpenMode::Read);
     second.ok(Op::Sync { file: clean });
     assert_eq!(second.errno(Op::Sync { file: dirty }), libc::EIO);
     second.ok(Op::Sync { file: dirty });

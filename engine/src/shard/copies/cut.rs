@@ -20,6 +20,7 @@ use crate::position::Lsn;
 use crate::request::{Disowned, Event, Now, Refused, Ticket};
 use crate::shard::Shard;
 use crate::shard::append::{Mark, Part, PartOf};
+use crate::shard::partitions::At;
 
 pub(super) use rescue::Rescue;
 
@@ -30,6 +31,8 @@ pub(in crate::shard) struct Cut {
     /// The last record that stays.
     pseq: u64,
     chain: u32,
+    /// Promised at that time.
+    epoch: Epoch,
     records_count: u64,
 }
 
@@ -125,6 +128,7 @@ impl<I: Io> Shard<I> {
             partition,
             pseq,
             chain,
+            epoch: promised,
             records_count: last - pseq,
         };
         self.encode_cut(cut);
@@ -253,7 +257,12 @@ impl<I: Io> Shard<I> {
     /// The TRUNCATE is on the medium: what it cuts off is no more.
     pub(super) fn cut_off(&mut self, cut: &Cut, frame: Option<Lsn>) {
         if let Some(frame) = frame.and_then(|end| self.copies.frame(end)) {
-            frame.cuts.push((cut.partition, cut.pseq, cut.chain));
+            frame.cuts.push(At {
+                partition: cut.partition,
+                pseq: cut.pseq,
+                chain: cut.chain,
+                epoch: cut.epoch,
+            });
         }
         let place = self.copies.place(cut.partition);
         place.cutting = None;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, PartitionId};
 use smallvec::SmallVec;
 
-use super::{Answers, Gate, Job, Records};
+use super::{Answers, Gate, Job, Place, Records};
 use crate::format::info::Msg;
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
 use crate::io::{Io, Op, RelPath};
@@ -178,8 +178,17 @@ impl<I: Io> Shard<I> {
 
     /// When a request of a primary has waited too long for room.
     pub(in crate::shard) fn copies_due(&self) -> Option<MonotonicNs> {
-        let open = self.copies.requests.iter().map(|(_, open)| open.since);
-        open.min().map(|since| since.after(APPEND_AGE_MAX_NS))
+        if self.copies.requests.is_empty() {
+            return None;
+        }
+        // One behind another job waits for that.
+        let first = |place: &Place| match place.jobs.front() {
+            Some(Job::Replicate(index)) => self.copies.requests.get(*index),
+            _ => None,
+        };
+        let open = self.copies.places.values().filter_map(first);
+        let oldest = open.map(|open| open.since).min();
+        oldest.map(|since| since.after(APPEND_AGE_MAX_NS))
     }
 
     fn tend_partition(&mut self, now: Now, partition: PartitionId) {

@@ -44,8 +44,8 @@ impl<I: Io> Shard<I> {
         {
             self.dedupe_durable = self.dedupe_durable.max(frame.dedupe_next);
             if let Some(settled) = &mut self.copies.settled {
-                for (partition, pseq, chain) in &frame.cuts {
-                    settled.truncate(*partition, *pseq, *chain);
+                for place in &frame.cuts {
+                    settled.place_at(place);
                 }
                 for mark in frame.marks.iter().chain(&frame.void) {
                     let (partition, epoch) = (mark.partition, mark.epoch);

@@ -1,7 +1,7 @@
 //! Records at the end of the log of which no later frame says that they are on all copies: a TRUNCATE
 //! may make them void, and where copies are asked they wait for a word (storage.md 1.5).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringpost_netproto::id::Uid;
 
@@ -16,6 +16,7 @@ use crate::position::Lsn;
 use crate::request::Shipped;
 use crate::shard::append::Mark;
 use crate::shard::copies::{Copies, Found, Restored};
+use crate::shard::partitions::At;
 use crate::user::Lag;
 
 /// A record that a later one may make void, or that nobody confirmed.
@@ -29,6 +30,14 @@ pub(super) struct Unproven {
     /// Sequence of the next delivery id before its frame, and behind it.
     pub(super) dedupe_before: u64,
     pub(super) dedupe_after: u64,
+}
+
+/// What moved a partition.
+pub(super) enum Moved {
+    /// A record.
+    By(Mark),
+    /// A TRUNCATE.
+    To(At),
 }
 
 /// A record of this node's alone: it counts, and lies above what a checkpoint may write.
@@ -50,16 +59,18 @@ impl Redo {
         let (_, chain_before) = self.partitions.last(head.partition);
         self.partitions
             .advance(head.partition, head.pseq, head.chain, head.epoch);
+        let mark = Mark {
+            partition: head.partition,
+            pseq: head.pseq,
+            chain: head.chain,
+            chain_before,
+            epoch: head.epoch,
+        };
+        self.moved(frame, Moved::By(mark));
         self.unproven.push_back(Unproven {
             start: frame.lsn,
             end: frame.end(),
-            mark: Mark {
-                partition: head.partition,
-                pseq: head.pseq,
-                chain: head.chain,
-                chain_before,
-                epoch: head.epoch,
-            },
+            mark,
             user,
             delivery,
             shipped: None,
@@ -68,10 +79,40 @@ impl Redo {
         });
     }
 
+    fn moved(&mut self, frame: &FrameHeader, moved: Moved) {
+        if self.copies == config::Copies::Asked {
+            self.moves.push_back((frame.end(), moved));
+        }
+    }
+
+    /// What moved the partitions up to there.
+    pub(super) fn settle(&mut self, upto: Lsn) {
+        while let Some((end, moved)) = self.moves.front()
+            && *end <= upto
+        {
+            match moved {
+                Moved::By(mark) => {
+                    let (partition, epoch) = (mark.partition, mark.epoch);
+                    self.settled
+                        .advance(partition, mark.pseq, mark.chain, epoch);
+                }
+                Moved::To(place) => self.settled.place_at(place),
+            }
+            self.moves.pop_front();
+        }
+    }
+
     /// A partition's records above this one are void. They are not proven, so they are the last ones.
-    pub(super) fn void(&mut self, head: &Head) {
-        let to = (head.pseq, head.chain);
-        self.partitions.place_at(head.partition, to, head.epoch);
+    /// Or it goes on further on.
+    pub(super) fn void(&mut self, frame: &FrameHeader, head: &Head) {
+        let place = At {
+            partition: head.partition,
+            pseq: head.pseq,
+            chain: head.chain,
+            epoch: head.epoch,
+        };
+        self.partitions.place_at(&place);
+        self.moved(frame, Moved::To(place));
         let all = std::mem::take(&mut self.unproven);
         let is_void =
             |one: &Unproven| one.mark.partition == head.partition && one.mark.pseq > head.pseq;
@@ -117,6 +158,7 @@ impl Redo {
         if self.copies == config::Copies::One {
             return;
         }
+        self.settle(confirmed);
         if confirmed == end {
             copies.restore(
                 (self.partitions.clone(), confirmed),
@@ -130,6 +172,15 @@ impl Redo {
             self.dedupe_durable = first.dedupe_before;
         }
         let mut frames: BTreeMap<Lsn, Found> = BTreeMap::new();
+        let counts = |mark: &Mark| (mark.partition, mark.pseq, mark.chain);
+        let waiting: BTreeSet<_> = unproven.iter().map(|one| counts(&one.mark)).collect();
+        for (end, moved) in std::mem::take(&mut self.moves) {
+            match moved {
+                Moved::By(mark) if waiting.contains(&counts(&mark)) => {}
+                Moved::By(mark) => frames.entry(end).or_default().void.push(mark),
+                Moved::To(place) => frames.entry(end).or_default().cuts.push(place),
+            }
+        }
         let mut records = VecDeque::new();
         for one in unproven.into_iter().rev() {
             frames.entry(one.end).or_default().dedupe_next = one.dedupe_after;
@@ -161,11 +212,11 @@ impl Redo {
         self.tidy();
         let last = Found {
             dedupe_next: self.window.next(),
-            users: Vec::new(),
+            ..Found::default()
         };
         frames.entry(end).or_insert(last);
         copies.restore(
-            (self.partitions.clone(), confirmed),
+            (self.settled.clone(), confirmed),
             frames.into_iter(),
             records.into_iter(),
         );

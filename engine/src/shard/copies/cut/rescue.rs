@@ -70,6 +70,7 @@ impl<I: Io> Shard<I> {
             match self.group_of(shipped) {
                 Wanted::Nothing => {}
                 Wanted::Group(group) => groups.push(group),
+                Wanted::Refused(refused) => return Some(Err(refused)),
                 Wanted::Name(user) => {
                     is_loading = true;
                     self.start_load(user, None);
@@ -122,6 +123,10 @@ impl<I: Io> Shard<I> {
         let found = self.users.get(user);
         let key = match (&found.name, &found.state) {
             (Some(name), _) => UserKey::new(name, &self.identity.key, self.identity.partitions),
+            // It may be read another time.
+            (None, State::Repairing(corrupt)) if corrupt.is_unreadable() => {
+                return Wanted::Refused(Refused::Repairing(Arc::clone(corrupt)));
+            }
             // Nobody knows whose it is; the load has said what is wrong.
             (None, State::Repairing(_)) => None,
             (None, _) => return Wanted::Name(user),
@@ -162,6 +167,8 @@ enum Wanted {
     Group(AppendGroup),
     /// The name of this user first.
     Name(usize),
+    /// Nothing now.
+    Refused(Refused),
 }
 
 /// The message of a record, and its sender.
