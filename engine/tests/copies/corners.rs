@@ -8,7 +8,7 @@ use ringpost_engine::request::{
 use ringpost_netproto::id::{Epoch, MailboxId, PartitionId, UidValidity};
 
 use crate::held::{held, held_box};
-use crate::refill::{self, Earlier};
+use crate::refill::{self, Earlier, fence};
 use crate::restart::{asked, quiet};
 use crate::testkit::{Bench, empty_disk, guid, message, prepare, user};
 
@@ -35,15 +35,7 @@ fn lead(bench: &mut Bench, partition: PartitionId, epoch: u32, copy: Copy) {
 }
 
 fn follow(bench: &mut Bench, partition: PartitionId, epoch: u32) {
-    let fence = Replicate {
-        partition,
-        epoch: Epoch::new(epoch),
-        prev_pseq: 0,
-        prev_chain: 0,
-        items: Vec::new(),
-        commit_pseq: 0,
-    };
-    bench.ask(Request::Replicate(Box::new(fence)));
+    bench.ask(fence(partition, epoch));
 }
 
 fn statuses(bench: &mut Bench) -> Vec<MailboxStatus> {

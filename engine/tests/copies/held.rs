@@ -8,11 +8,12 @@ use ringpost_engine::io::sim::{Crash, SimConfig};
 use ringpost_engine::mbox::{View, restore};
 use ringpost_engine::request::{
     AppendGroup, Body, Copy, Dedupe, Event, FlagOp, Flags, MailboxChange, Outcome, Refused,
-    Replicate, Request, StreamId, UidSet, Which,
+    Request, StreamId, UidSet, Which,
 };
 use ringpost_netproto::id::{Epoch, Guid, MailboxId, PartitionId, Uid};
 use ringpost_netproto::placement::UserKey;
 
+use crate::refill::fence;
 use crate::restart::{asked, lead, quiet};
 use crate::testkit::{Bench, KEY, empty_disk, guid, message, partitions, prepare, user};
 
@@ -382,15 +383,7 @@ fn a_checkpoint_before_a_cut_knows_what_was_cut_off() {
     quiet(&mut bench);
     bench.append(&[ANN], 1, &message(1, 300));
     quiet(&mut bench);
-    let fence = Replicate {
-        partition: partition(),
-        epoch: Epoch::new(2),
-        prev_pseq: 0,
-        prev_chain: 0,
-        items: Vec::new(),
-        commit_pseq: 0,
-    };
-    bench.ask(Request::Replicate(Box::new(fence)));
+    bench.ask(fence(partition(), 2));
     let cut = Request::Disown {
         partition: partition(),
         pseq: 0,

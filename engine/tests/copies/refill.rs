@@ -266,16 +266,20 @@ fn lead_alone(bench: &mut Bench, epoch: u32) {
     quiet(bench);
 }
 
-fn follow(bench: &mut Bench, epoch: u32) {
-    let fence = Replicate {
-        partition: partition(),
+/// Another node leads in this epoch.
+pub(crate) fn fence(partition: PartitionId, epoch: u32) -> Request {
+    Request::Replicate(Box::new(Replicate {
+        partition,
         epoch: Epoch::new(epoch),
         prev_pseq: 0,
         prev_chain: 0,
         items: Vec::new(),
         commit_pseq: 0,
-    };
-    bench.ask(Request::Replicate(Box::new(fence)));
+    }))
+}
+
+fn follow(bench: &mut Bench, epoch: u32) {
+    bench.ask(fence(partition(), epoch));
     // The log says what counts.
     quiet(bench);
 }

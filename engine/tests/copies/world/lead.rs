@@ -5,7 +5,7 @@ use ringpost_netproto::id::{Epoch, PartitionId};
 
 use super::tails::{common, last_of, messages_above, shares};
 use super::{Outstanding, Register, USERS, World, all_partitions};
-use crate::refill::{Earlier, catch_up};
+use crate::refill::{Earlier, catch_up, fence};
 
 impl World {
     /// The register moves the lead of a node that is down, or of any, to its copy. All copies are in
@@ -160,16 +160,8 @@ impl World {
             // Its lead waits for its turn.
             return Ok(());
         }
-        let fence = Replicate {
-            partition,
-            epoch: Epoch::new(epoch),
-            prev_pseq: 0,
-            prev_chain: 0,
-            items: Vec::new(),
-            commit_pseq: 0,
-        };
         self.nodes[copy].leads.remove(&partition);
-        drop(self.ask(copy, Request::Replicate(Box::new(fence)))?);
+        drop(self.ask(copy, fence(partition, epoch))?);
         // Whether its tail is the primary's too, nobody knows any more.
         let theirs = self.tail(copy, partition);
         self.cut_copy(partition, copy, &theirs, theirs.shown_pseq)?;
@@ -227,15 +219,7 @@ impl World {
         // Its tail is promised to nobody else while it is read: it learns the epoch.
         let ours = self.tail(primary, partition);
         let (last, _) = last_of(&ours);
-        let fence = Replicate {
-            partition,
-            epoch,
-            prev_pseq: 0,
-            prev_chain: 0,
-            items: Vec::new(),
-            commit_pseq: 0,
-        };
-        drop(self.ask(copy, Request::Replicate(Box::new(fence)))?);
+        drop(self.ask(copy, fence(partition, epoch.value()))?);
         self.take_back(partition, (primary, copy), (epoch, last))?;
         self.agree(partition, primary, copy)?;
         let stream = self
