@@ -4,6 +4,7 @@
 //! simulator ([`sim`]): random work, faults and crashes from a seed.
 #![forbid(unsafe_code)]
 
+pub mod count;
 mod seal;
 pub mod sim;
 pub mod targets;

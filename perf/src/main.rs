@@ -8,6 +8,7 @@
 
 mod address;
 mod compaction;
+mod counters;
 mod crash;
 mod daemon;
 mod deliver;
@@ -58,6 +59,8 @@ enum Command {
     Scale(scale::Args),
     /// Measure deliveries with and without compaction, in turn
     Compaction(compaction::Args),
+    /// Count the instructions of the paths that every message takes, with callgrind
+    Counters(counters::Args),
     /// Kill a daemon, or take its disk away, at random moments under load
     Crash(crash::Options),
 }
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),
+        Command::Counters(args) => counters::run(args),
         Command::Crash(options) => crash::run(options),
     });
     done.unwrap_or_else(|error| {

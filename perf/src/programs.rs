@@ -43,7 +43,7 @@ impl Programs {
                 ["engine", "netproto", "daemon"].map(|crate_name| workspace.join(crate_name));
             let newest = sources.iter().map(|path| newest_source(path)).max();
             if oldest.flatten() < newest.flatten() {
-                build(&folder, &workspace)?;
+                build(&folder, &workspace, &["ringpost-daemon", "--bins"])?;
             }
         }
         let [ringpostd, deliver, ringpost] = NAMES.map(|name| folder.join(name));
@@ -79,7 +79,15 @@ pub(crate) fn workspace() -> PathBuf {
     own.parent().unwrap_or(own).to_owned()
 }
 
-fn build(folder: &Path, workspace: &Path) -> anyhow::Result<()> {
+/// The work that is counted, built with the simulated disk.
+pub(crate) fn count() -> anyhow::Result<PathBuf> {
+    let folder = folder()?;
+    build(&folder, &workspace(), &["ringpost-fuzz", "--bin", "count"])?;
+    Ok(folder.join("count"))
+}
+
+/// Has cargo build programs of a package into `folder`.
+fn build(folder: &Path, workspace: &Path, what: &[&str]) -> anyhow::Result<()> {
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(name) => name,
@@ -90,23 +98,19 @@ fn build(folder: &Path, workspace: &Path) -> anyhow::Result<()> {
         .context("the programs' folder has no parent")?;
     let mut command = Command::new("cargo");
     command
-        .args([
-            "build",
-            "--package",
-            "ringpost-daemon",
-            "--bins",
-            "--profile",
-            profile,
-        ])
+        .args(["build", "--quiet", "--locked", "--profile", profile])
+        .arg("--package")
+        .args(what)
         .arg("--target-dir")
         .arg(target)
         .current_dir(workspace);
     let status = command
         .status()
-        .context("cannot start cargo to build ringpostd")?;
+        .with_context(|| format!("cannot start cargo to build {}", what.join(" ")))?;
     ensure!(
         status.success(),
-        "cargo could not build ringpostd ({status})"
+        "cargo could not build {} ({status})",
+        what.join(" ")
     );
     Ok(())
 }

@@ -13,7 +13,7 @@ mod life;
 mod look;
 mod mail;
 mod model;
-mod node;
+pub(crate) mod node;
 mod oracle;
 mod rot;
 mod upload;

@@ -22,7 +22,7 @@ fn partitions() -> PartitionCount {
 }
 
 /// The user with this name.
-pub(super) fn user(name: &str) -> UserKey {
+pub(crate) fn user(name: &str) -> UserKey {
     UserKey::new(name.as_bytes(), &KEY, partitions()).expect("a good name")
 }
 
@@ -39,7 +39,7 @@ fn store_file(logs: u32) -> StoreFile {
 }
 
 /// A disk with an empty store.
-pub(super) fn empty_disk(config: SimConfig, logs: u32) -> SimDisk {
+pub(crate) fn empty_disk(config: SimConfig, logs: u32) -> SimDisk {
     let disk = SimDisk::new(config);
     disk.put_dir(&RelPath::log_dir(0).parent());
     disk.put_dir(&RelPath::stage(0, 0).parent());
@@ -52,7 +52,7 @@ pub(super) fn empty_disk(config: SimConfig, logs: u32) -> SimDisk {
 }
 
 /// A moment on this disk; its wall clock is off by `skew_ns`.
-pub(super) fn now_of(disk: &SimDisk, skew_ns: i64) -> Now {
+pub(crate) fn now_of(disk: &SimDisk, skew_ns: i64) -> Now {
     let ns = disk.now_ns();
     Now {
         monotonic: MonotonicNs::new(ns),
@@ -61,15 +61,15 @@ pub(super) fn now_of(disk: &SimDisk, skew_ns: i64) -> Now {
 }
 
 /// Shards that serve.
-pub(super) struct Node {
-    pub(super) disk: SimDisk,
+pub(crate) struct Node {
+    pub(crate) disk: SimDisk,
     shards: Vec<Shard<SimIo>>,
     skew_ns: i64,
 }
 
 impl Node {
     /// Opens every shard of the store on `disk`.
-    pub(super) fn open(
+    pub(crate) fn open(
         disk: &SimDisk,
         config: &ShardConfig,
         logs: u32,
@@ -96,28 +96,28 @@ impl Node {
         })
     }
 
-    pub(super) fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         now_of(&self.disk, self.skew_ns)
     }
 
     /// Shards.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.shards.len()
     }
 
     /// The shard that a user belongs to.
-    pub(super) fn owner(&self, user: &UserKey) -> usize {
+    pub(crate) fn owner(&self, user: &UserKey) -> usize {
         core_of(user.partition(), self.shards.len())
     }
 
-    pub(super) fn submit(&mut self, shard: usize, request: Request) -> Result<Ticket, Refused> {
+    pub(crate) fn submit(&mut self, shard: usize, request: Request) -> Result<Ticket, Refused> {
         let now = self.now();
         let shard = self.shards.get_mut(shard).expect("one of the node's");
         shard.submit(now, request)
     }
 
     /// Polls every shard once; what comes out, by shard.
-    pub(super) fn poll(&mut self, out: &mut Vec<(usize, Event)>) {
+    pub(crate) fn poll(&mut self, out: &mut Vec<(usize, Event)>) {
         let now = self.now();
         let mut events = Vec::new();
         for (number, shard) in self.shards.iter_mut().enumerate() {
@@ -127,7 +127,7 @@ impl Node {
     }
 
     /// Whether a shard asks for a poll at once, though the last one did all there was to do.
-    pub(super) fn is_restless(&self) -> bool {
+    pub(crate) fn is_restless(&self) -> bool {
         let now = self.disk.now_ns();
         let due = self.disk.next_due_ns().is_some_and(|due| due <= now);
         let deadlines = self.shards.iter().filter_map(Shard::next_deadline);
@@ -135,7 +135,7 @@ impl Node {
     }
 
     /// To the next completion or deadline.
-    pub(super) fn pass_time(&self) {
+    pub(crate) fn pass_time(&self) {
         let deadlines = self.shards.iter().filter_map(Shard::next_deadline);
         let deadline = deadlines.map(MonotonicNs::value).min();
         let due = self.disk.next_due_ns();
@@ -146,12 +146,12 @@ impl Node {
     }
 
     /// Requests that wait, of all shards, by the shards' own count.
-    pub(super) fn tickets_open(&self) -> u64 {
+    pub(crate) fn tickets_open(&self) -> u64 {
         let open = self.shards.iter().map(|shard| shard.metrics().tickets);
         open.sum()
     }
 
-    pub(super) fn metric(&self, of: impl Fn(&ringpost_engine::metrics::Metrics) -> u64) -> u64 {
+    pub(crate) fn metric(&self, of: impl Fn(&ringpost_engine::metrics::Metrics) -> u64) -> u64 {
         self.shards.iter().map(|shard| of(shard.metrics())).sum()
     }
 }
