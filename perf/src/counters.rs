@@ -28,7 +28,7 @@ const AMOUNTS: [(&str, u64); 6] = [
 ];
 
 /// What changes by more is said.
-const CHANGE_PERCENT: f64 = 3.0;
+const CHANGE_PERCENT: f64 = 1.0;
 
 /// Count instructions
 #[derive(clap::Args, Debug)]
@@ -241,9 +241,9 @@ mod tests {
             instructions: counts(1_000.0),
         };
         let units = BTreeMap::new();
-        let said = compared(&counts(1_029.0), Some(&earlier), &units);
+        let said = compared(&counts(1_009.0), Some(&earlier), &units);
         assert!(
-            said.contains("+2.9 %") && !said.contains("CHANGED"),
+            said.contains("+0.9 %") && !said.contains("CHANGED"),
             "{said}"
         );
         let said = compared(&counts(960.0), Some(&earlier), &units);
