@@ -7,7 +7,7 @@ use ringpost_engine::request::{
 };
 use ringpost_netproto::id::{Epoch, MailboxId, PartitionId, UidValidity};
 
-use crate::held::{held, held_box};
+use crate::held::{held, held_box, mark_seen};
 use crate::refill::{self, Earlier, fence};
 use crate::restart::{asked, quiet};
 use crate::testkit::{Bench, empty_disk, guid, message, prepare, user};
@@ -250,18 +250,7 @@ fn an_expunge_is_not_older_than_at_the_primary() {
     let mut copy = open(2);
     follow(&mut copy, partition(), 1);
     brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
-    let store = Request::Store {
-        user: user(ANN),
-        mailbox: MailboxId::INBOX,
-        uids: UidSet::all(),
-        op: FlagOp::Add,
-        flags: Flags {
-            system: SEEN,
-            keywords: Vec::new(),
-        },
-        unchanged_since: None,
-    };
-    primary.ask(store);
+    primary.ask(mark_seen(user(ANN), MailboxId::INBOX));
     // What a client has seen.
     let since = statuses(&mut primary)[0].highest_modseq;
     let expunge = Request::Expunge {

@@ -133,6 +133,21 @@ fn partition() -> PartitionId {
     user(ANN).partition()
 }
 
+/// All messages of a mailbox are marked as seen.
+pub(crate) fn mark_seen(user: UserKey, mailbox: MailboxId) -> Request {
+    Request::Store {
+        user,
+        mailbox,
+        uids: UidSet::all(),
+        op: FlagOp::Add,
+        flags: Flags {
+            system: SEEN,
+            keywords: Vec::new(),
+        },
+        unchanged_since: None,
+    }
+}
+
 /// A node that has nothing to say for the partition.
 fn follower(seed: u64, config: ShardConfig) -> Bench {
     let mut bench = Bench::on(empty_disk(SimConfig::new(seed)), config).expect("opens");
@@ -410,18 +425,7 @@ fn a_held_box_takes_changes_while_another_node_leads() {
     let mut bench = follower(7, asked());
     hold(&mut bench, &[ANN], 1, &message(1, 300));
     let item = held(&mut bench, partition()).remove(0);
-    let store = Request::Store {
-        user: held_box(partition()),
-        mailbox: item.mailbox,
-        uids: UidSet::all(),
-        op: FlagOp::Add,
-        flags: Flags {
-            system: SEEN,
-            keywords: Vec::new(),
-        },
-        unchanged_since: None,
-    };
-    match bench.ask(store) {
+    match bench.ask(mark_seen(held_box(partition()), item.mailbox)) {
         Some(Event::FlagsStored { result: Ok(_), .. }) => {}
         other => panic!("{other:?}"),
     }

@@ -196,19 +196,7 @@ impl<I: Io> Shard<I> {
         self.partitions
             .advance(to.partition, to.pseq, to.chain, to.epoch);
         self.copies.place(to.partition).cutting = Some((to.ticket, Cutting::Resume));
-        let dedupe_next = self.window.next();
-        let part = Part {
-            of: PartOf::Records(Records {
-                answers: Answers::Resume(*to),
-                promise: None,
-                all: Vec::new(),
-            }),
-            marks: SmallVec::new(),
-            dedupe_next,
-        };
-        let batch = self.log.open_batch_mut().expect("room was made");
-        batch.encode(|encoder| encoder.of_partition(&head, RecordType::Truncate));
-        batch.attach(part, 0);
+        self.encode_truncate(&head, Answers::Resume(*to));
         true
     }
 
@@ -239,10 +227,15 @@ impl<I: Io> Shard<I> {
         let head = Head::of_partition(cut.partition, epoch, cut.pseq, cut.chain);
         self.partitions.truncate(cut.partition, cut.pseq, cut.chain);
         self.copies.place(cut.partition).cutting = Some((cut.ticket, Cutting::Disown));
+        self.encode_truncate(&head, Answers::Cut(Box::new(cut)));
+    }
+
+    /// A TRUNCATE into the open batch, which has room for it; `answers` when it is on the medium.
+    fn encode_truncate(&mut self, head: &Head, answers: Answers) {
         let dedupe_next = self.window.next();
         let part = Part {
             of: PartOf::Records(Records {
-                answers: Answers::Cut(Box::new(cut)),
+                answers,
                 promise: None,
                 all: Vec::new(),
             }),
@@ -250,7 +243,7 @@ impl<I: Io> Shard<I> {
             dedupe_next,
         };
         let batch = self.log.open_batch_mut().expect("room was made");
-        batch.encode(|encoder| encoder.of_partition(&head, RecordType::Truncate));
+        batch.encode(|encoder| encoder.of_partition(head, RecordType::Truncate));
         batch.attach(part, 0);
     }
 

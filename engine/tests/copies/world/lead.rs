@@ -109,20 +109,7 @@ impl World {
         self.next_stream += 1;
         self.streams
             .insert(stream, (primary, copy, Outstanding::new()));
-        let lead = Request::Lead {
-            partition,
-            epoch: Epoch::new(epoch),
-            copy: Copy::Stream(stream),
-            peers_pseq: 0,
-        };
-        let bench = self.nodes[primary].up().expect("it is up");
-        if let Err(refused) = bench.submit(lead) {
-            return Err(format!("the lead of {partition}: {refused}"));
-        }
-        bench.poll();
-        self.take_events(primary)?;
-        self.nodes[primary].leads.insert(partition, epoch);
-        Ok(())
+        self.submit_lead(primary, partition, (epoch, Copy::Stream(stream), 0))
     }
 
     /// T4 while the other is down, which leaves the in-sync set: what counts is here alone from now on.
@@ -131,20 +118,7 @@ impl World {
         register.epoch += 1;
         register.in_sync = false;
         let Register { epoch, primary, .. } = *register;
-        let lead = Request::Lead {
-            partition,
-            epoch: Epoch::new(epoch),
-            copy: Copy::None,
-            peers_pseq: 0,
-        };
-        let bench = self.nodes[primary].up().expect("it is up");
-        if let Err(refused) = bench.submit(lead) {
-            return Err(format!("the lead of {partition}: {refused}"));
-        }
-        bench.poll();
-        self.take_events(primary)?;
-        self.nodes[primary].leads.insert(partition, epoch);
-        Ok(())
+        self.submit_lead(primary, partition, (epoch, Copy::None, 0))
     }
 
     /// A copy that was away gets what counts by other means, and is in sync again (T3).
@@ -229,19 +203,30 @@ impl World {
             .map(|(stream, _)| *stream)
             .expect("just made");
         let peers_pseq = last_of(&self.tail(copy, partition)).0;
-        let bench = self.nodes[primary].up().expect("it is up");
+        let copy = Copy::Stream(stream);
+        self.submit_lead(primary, partition, (epoch.value(), copy, peers_pseq))
+    }
+
+    /// Has a node lead a partition.
+    fn submit_lead(
+        &mut self,
+        node: usize,
+        partition: PartitionId,
+        (epoch, copy, peers_pseq): (u32, Copy, u64),
+    ) -> Result<(), String> {
         let lead = Request::Lead {
             partition,
-            epoch,
-            copy: Copy::Stream(stream),
+            epoch: Epoch::new(epoch),
+            copy,
             peers_pseq,
         };
+        let bench = self.nodes[node].up().expect("it is up");
         if let Err(refused) = bench.submit(lead) {
             return Err(format!("the lead of {partition}: {refused}"));
         }
         bench.poll();
-        self.take_events(primary)?;
-        self.nodes[primary].leads.insert(partition, epoch.value());
+        self.take_events(node)?;
+        self.nodes[node].leads.insert(partition, epoch);
         Ok(())
     }
 
