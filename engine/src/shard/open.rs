@@ -6,12 +6,12 @@
 
 mod unproven;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringpost_netproto::id::Epoch;
+use ringpost_netproto::id::{Epoch, PartitionId, UserHash};
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -459,8 +459,12 @@ struct Redo {
     copies: config::Copies,
     /// Records of which no later frame says yet that they are on all copies.
     unproven: VecDeque<Unproven>,
-    /// Records of no stream in such frames.
+    /// Partitions with some, or that had some.
+    waiting: BTreeSet<PartitionId>,
+    /// Records in such frames that count, in the order of the log.
     local: VecDeque<Local>,
+    /// The held boxes of partitions.
+    boxes: BTreeMap<PartitionId, UserHash>,
     /// The partitions as of what is proven, and what moved them since: a checkpoint may end anywhere
     /// between, and says what the log says there.
     settled: Partitions,
@@ -487,7 +491,9 @@ impl Redo {
             notices: Vec::new(),
             copies: config.copies,
             unproven: VecDeque::new(),
+            waiting: BTreeSet::new(),
             local: VecDeque::new(),
+            boxes: BTreeMap::new(),
             settled: Partitions::new(identity.partitions),
             moves: VecDeque::new(),
             ends: VecDeque::new(),
@@ -744,11 +750,7 @@ impl Redo {
                 // All before it counted when it was made.
                 self.local.retain(|one| one.user != index);
             }
-            self.local.push_back(Local {
-                end: frame.end(),
-                user: index,
-                dedupe_after: self.window.next(),
-            });
+            self.local(identity, frame, (head, index));
         }
         let user = self.users.get_mut(index);
         if let What::Create { name, .. } = &what {

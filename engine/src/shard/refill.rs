@@ -9,7 +9,8 @@
 //!    it, `Resume` with that record.
 //!
 //! What is written so has no number in the stream and counts with its frame. So nothing of it may stand
-//! before records that wait: it is refused while there are any.
+//! behind records of its partition that wait: it is refused while there are any, and a restart takes it
+//! for the word that there were none.
 
 use bytes::Bytes;
 use ringpost_netproto::id::{MailboxId, Modseq, PartitionId};
@@ -50,8 +51,7 @@ impl<I: Io> Shard<I> {
         self.takes_refills(user.partition())
     }
 
-    /// Whether users of a partition may be refilled: it follows, nothing waits, and the log says so of
-    /// every record, for a restart takes what is written now for later than those.
+    /// Whether users of a partition may be refilled: it follows, and nothing waits.
     pub(super) fn takes_refills(&self, partition: PartitionId) -> Result<(), Refused> {
         let last = self.partitions.last(partition);
         let is_flushed = last == self.partitions_durable.last(partition);
@@ -59,9 +59,6 @@ impl<I: Io> Shard<I> {
             return Err(Refused::Fenced {
                 promised: self.partitions.promised(partition),
             });
-        }
-        if last != self.settled_partitions().last(partition) {
-            return Err(Refused::Busy(BusyReason::SlowDisk));
         }
         Ok(())
     }

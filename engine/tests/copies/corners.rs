@@ -152,6 +152,37 @@ fn resume(pseq: u64, chain: u32) -> Request {
     }
 }
 
+/// A message that comes again while it waits for a copy has no record of its own: it goes with the one
+/// that it repeats.
+#[test]
+fn a_cut_of_a_message_that_came_twice() {
+    let mut bench = open(5);
+    lead(&mut bench, partition(), 1, Copy::Stream(PEER));
+    let twice = [1, 1].map(|number| {
+        let ticket = bench.append(&[ANN], number, &message(number, 300));
+        quiet(&mut bench);
+        ticket
+    });
+    let last = last_of(&records(&mut bench, partition()));
+    follow(&mut bench, partition(), 2);
+    for ticket in twice {
+        let fenced = bench.outcomes(ticket);
+        assert!(
+            matches!(fenced[..], [Outcome::Refused(Refused::Fenced { .. })]),
+            "{fenced:?}"
+        );
+    }
+    match answered(&mut bench, disown(1), 200) {
+        Some(Event::Disowned {
+            result: Ok(cut), ..
+        }) => assert_eq!(cut.records_count, last - 1),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(held(&mut bench, partition()).len(), 1);
+    bench.checkpoint();
+    assert_eq!(bench.shard.unconfirmed_count(), 1, "the barrier stays");
+}
+
 /// T1: an absent user whose folders fill the frame but for less than what makes its first mailboxes.
 #[test]
 fn room_for_an_absent_user() {
@@ -249,7 +280,7 @@ fn an_expunge_is_not_older_than_at_the_primary() {
     let mut primary = primary_with(1, 8);
     let mut copy = open(2);
     follow(&mut copy, partition(), 1);
-    brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
     primary.ask(mark_seen(user(ANN), MailboxId::INBOX));
     // What a client has seen.
     let since = statuses(&mut primary)[0].highest_modseq;
@@ -264,7 +295,7 @@ fn an_expunge_is_not_older_than_at_the_primary() {
         .changes(ANN, MailboxId::INBOX, since, (0, 100))
         .expect("there");
     assert_eq!(there.vanished.ranges().len(), 1);
-    brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Whole).expect("brought");
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Whole).expect("brought");
     let here = copy
         .changes(ANN, MailboxId::INBOX, since, (0, 100))
         .expect("there");
@@ -295,7 +326,7 @@ fn a_message_above_the_primarys() {
     }
     follow(&mut copy, partition(), 2);
     lead(&mut primary, partition(), 2, Copy::None);
-    let result = brought(
+    let result = refill::catch_up(
         &mut primary,
         &mut copy,
         (partition(), Epoch::new(2)),
@@ -617,7 +648,7 @@ fn many_folders() {
     }
     let mut copy = open(2);
     follow(&mut copy, partition(), 1);
-    brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
 }
 
 #[test]
@@ -625,32 +656,100 @@ fn many_messages_went() {
     let mut primary = primary_with(1, 150);
     let mut copy = open(2);
     follow(&mut copy, partition(), 1);
-    brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
     primary.ask(Request::Expunge {
         user: user(ANN),
         mailbox: MailboxId::INBOX,
         uids: UidSet::all(),
         which: Which::All,
     });
-    brought(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought again");
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown)
+        .expect("brought again");
 }
 
-/// A pass, as soon as the log says what counts.
-fn brought(
-    primary: &mut Bench,
-    copy: &mut Bench,
-    at: (PartitionId, Epoch),
-    names: &[&str],
-    earlier: Earlier,
-) -> Result<(), String> {
-    for _time in 0..5 {
-        quiet(copy);
-        match refill::catch_up(primary, copy, at, names, earlier) {
-            Err(why) if why.contains("later") => {}
-            other => return other,
+/// A copy that was led when it should not have been, and has more than messages to show for it.
+#[test]
+fn flags_that_the_primary_never_had() {
+    let mut primary = primary_with(1, 2);
+    let mut copy = open(2);
+    follow(&mut copy, partition(), 1);
+    refill::catch_up(&mut primary, &mut copy, at(), &[ANN], Earlier::Unknown).expect("brought");
+    lead(&mut copy, partition(), 2, Copy::None);
+    copy.ask(mark_seen(user(ANN), MailboxId::INBOX));
+    for number in 3..12 {
+        primary.deliver(&[ANN], number, &message(number, 300));
+    }
+    lead(&mut primary, partition(), 3, Copy::None);
+    follow(&mut copy, partition(), 3);
+    let at = (partition(), Epoch::new(3));
+    let result = refill::catch_up(&mut primary, &mut copy, at, &[ANN], Earlier::Unknown);
+    let why = result.expect_err("it is another past");
+    assert!(why.contains("Diverged"), "{why}");
+}
+
+/// Another partition's primary says nothing: what it sent waits, and a copy of this one is brought up
+/// all the same, and stays so, whatever a restart makes of the log and a checkpoint of the restart.
+#[test]
+fn another_primary_is_silent() {
+    let mut names = ["bob", "cid", "dot", "eve"].into_iter();
+    let other = names.find(|name| user(name).partition() != partition());
+    let other = other.expect("four partitions");
+    let theirs = primary_waiting(6, user(other).partition(), 1, &[other, other], 50);
+    let (mut copy, _, more) = first_and_more();
+    follow(&mut copy, user(other).partition(), 1);
+    replicate(&mut copy, &theirs, 0);
+    // Counts, but behind what waits, so that no frame can say so.
+    replicate(&mut copy, &more, u64::MAX);
+    let last = last_of(&more);
+    let waiting = copy.shard.unconfirmed_count();
+    assert_eq!(waiting, usize::try_from(last_of(&theirs)).expect("a few"));
+    let mut primary = primary_with(1, 3);
+    let bring = |primary: &mut Bench, copy: &mut Bench, count: u64| {
+        let from = primary.list(ANN).expect("it is there").entries.len() as u64;
+        for number in from + 1..=from + count {
+            primary.deliver(&[ANN], number, &message(number, 300));
+        }
+        let tail = primary.shard.partition_tail(partition()).expect("its own");
+        refill::catch_up(primary, copy, at(), &[ANN], Earlier::Unknown).expect("brought");
+        assert_eq!(shown(copy), shown(primary));
+        tail.shown_pseq
+    };
+    // A pass that ends early.
+    primary.deliver(&[ANN], 4, &message(4, 300));
+    let names = [ANN].into_iter();
+    let epoch = Epoch::new(1);
+    refill::refill_users(&mut primary, &mut copy, epoch, names, Earlier::Unknown).expect("brought");
+    let seen = copy.mailbox(ANN);
+    assert_eq!(seen.len(), 4);
+    let mut copy = copy.crash(Crash::PowerCut);
+    assert_eq!(copy.mailbox(ANN), seen);
+    assert_eq!(copy.shard.unconfirmed_count(), waiting);
+    follow(&mut copy, partition(), 1);
+    let mut place = bring(&mut primary, &mut copy, 3);
+    assert!(place > last);
+    for round in 0..6 {
+        if round % 2 == 1 {
+            copy.checkpoint();
+        }
+        let seen = copy.mailbox(ANN);
+        copy = copy.crash([Crash::PowerCut, Crash::Kill][round % 2]);
+        assert!(copy.check().is_sound(), "{:?}", copy.check().findings);
+        assert_eq!(copy.mailbox(ANN), seen, "round {round}");
+        let tail = copy.shard.partition_tail(partition()).expect("its own");
+        assert_eq!((tail.shown_pseq, tail.waiting.len()), (place, 0));
+        assert_eq!(copy.shard.unconfirmed_count(), waiting, "round {round}");
+        follow(&mut copy, partition(), 1);
+        if round > 2 {
+            place = bring(&mut primary, &mut copy, 2);
         }
     }
-    Err("later and later".to_owned())
+    // At last it speaks.
+    replicate(&mut copy, &theirs, u64::MAX);
+    quiet(&mut copy);
+    copy.checkpoint();
+    let copy = copy.crash(Crash::PowerCut);
+    assert_eq!(copy.shard.unconfirmed_count(), 0);
+    assert!(copy.check().is_sound(), "{:?}", copy.check().findings);
 }
 
 #[test]

@@ -62,6 +62,10 @@ pub(crate) fn held(bench: &mut Bench, partition: PartitionId) -> Vec<Item> {
         let Some(Event::Listed { result, .. }) = bench.ask(list) else {
             panic!("not listed");
         };
+        if result == Err(Refused::NoSuchMailbox) {
+            // It was empty, and its removal on its way.
+            continue;
+        }
         for entry in result.expect("it is there").entries {
             let fetch = Request::Fetch {
                 user: user.clone(),

@@ -86,8 +86,8 @@ struct Confirm {
     upto: Option<Lsn>,
 }
 
-/// Frames of a stream that are not wholly confirmed: position, and how many partitions are left.
-type Outstanding = VecDeque<(Lsn, usize)>;
+/// Frames of a stream that are not wholly confirmed: position, and the partitions that are left.
+type Outstanding = VecDeque<(Lsn, BTreeSet<PartitionId>)>;
 
 struct Node {
     bench: Option<Bench>,
@@ -95,6 +95,8 @@ struct Node {
     disk: Option<ringpost_engine::io::sim::SimDisk>,
     /// What it believes: partitions it leads, and in which epoch.
     leads: BTreeMap<PartitionId, u32>,
+    /// Leads that are not answered.
+    leading: BTreeMap<Ticket, PartitionId>,
     /// Deliveries that wait: user, number.
     mails: BTreeMap<Ticket, (&'static str, u64)>,
     /// The same, to be held.
@@ -164,6 +166,7 @@ impl World {
                 bench: Some(Bench::on(disk, config()).expect("an empty store opens")),
                 disk: None,
                 leads: BTreeMap::new(),
+                leading: BTreeMap::new(),
                 mails: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 copies: BTreeMap::new(),
@@ -365,11 +368,13 @@ impl World {
                         self.send(node, to, Letter::Ack(confirm, partition, result.clone()));
                     }
                 }
-                Event::Led {
-                    result: Err(refused),
-                    ..
-                } if !matches!(refused, Refused::Stopped | Refused::Fenced { .. }) => {
-                    return Err(format!("node {node} leads not: {refused}"));
+                Event::Led { ticket, result } => {
+                    self.nodes[node].leading.remove(&ticket);
+                    if let Err(refused) = result
+                        && !matches!(refused, Refused::Stopped | Refused::Fenced { .. })
+                    {
+                        return Err(format!("node {node} leads not: {refused}"));
+                    }
                 }
                 Event::Fatal(fatal) => return Err(format!("node {node}: {fatal:?}")),
                 _ => {}
@@ -435,6 +440,7 @@ impl World {
         let found = &mut self.nodes[node];
         found.disk = Some(image);
         found.leads.clear();
+        found.leading.clear();
         found.mails.clear();
         found.holds.clear();
         found.copies.clear();

@@ -164,14 +164,15 @@ fn make_sense(state: &UserState) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Messages that the primary has and this node does not; refused if it has others in their place.
+/// Messages that the primary has and this node does not; refused if it has others in their place, or
+/// flags of them that the primary never had.
 fn missing(at: &At<'_>, state: &UserState, entries: &[IndexEntry]) -> Result<Vec<Uid>, Refused> {
     let tail = at.tail.mailbox(state.mailbox);
     let (next, visible) = tail.map_or((1, 1), |tail| (tail.uidnext, tail.uidnext_visible));
     let mut missing = Vec::new();
     for entry in &state.changed {
-        match index::find(entries, entry.uid).map(IndexEntry::msg) {
-            Some(Ok(msg)) if msg.guid == entry.guid => {}
+        match index::find(entries, entry.uid) {
+            Some(here) if is_no_later(here, entry) => {}
             None if entry.uid.value() >= next => missing.push(entry.uid),
             None if entry.uid.value() >= visible => {
                 return Err(Refused::Busy(BusyReason::SlowDisk));
@@ -180,6 +181,14 @@ fn missing(at: &At<'_>, state: &UserState, entries: &[IndexEntry]) -> Result<Vec
         }
     }
     Ok(missing)
+}
+
+/// Whether a message here is the primary's, as it was at some time.
+fn is_no_later(here: &IndexEntry, there: &ListEntry) -> bool {
+    let same = here.msg().is_ok_and(|msg| msg.guid == there.guid);
+    let flags = (there.modseq.value(), there.flags, there.keywords);
+    let earlier = here.modseq < there.modseq.value();
+    same && (earlier || (here.modseq, here.flags, here.keywords) == flags)
 }
 
 /// What makes a mailbox here the primary's, but for its messages and its next uid.

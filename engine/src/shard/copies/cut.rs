@@ -81,7 +81,7 @@ impl<I: Io> Shard<I> {
         let gate = self.copies.gate(partition);
         let place = self.copies.place(partition);
         let sealed = place.kept.back().map_or(shown, |kept| kept.mark.pseq);
-        let held = place.held.back().and_then(|piece| piece.mark);
+        let held = place.held.iter().rev().find_map(|piece| piece.mark);
         let flushed = held.map_or(shown, |mark| mark.pseq);
         let chain = if pseq == shown {
             Some(shown_chain)
@@ -261,15 +261,10 @@ impl<I: Io> Shard<I> {
         place.cutting = None;
         place.kept.retain(|kept| kept.mark.pseq <= cut.pseq);
         let beyond = |piece: &Piece| piece.mark.is_some_and(|mark| mark.pseq > cut.pseq);
-        let mut void = Vec::new();
-        while let Some(piece) = place.held.pop_back() {
-            if !beyond(&piece) {
-                place.held.push_back(piece);
-                break;
-            }
-            void.push(piece);
-        }
-        for piece in void {
+        let first = place.held.iter().position(beyond);
+        // What repeats a record that stands behind the cut goes with it.
+        let void = place.held.split_off(first.unwrap_or(place.held.len()));
+        for piece in void.into_iter().rev() {
             self.copies.let_go(piece.end);
             if let (Some(mark), Some(frame)) = (piece.mark, self.copies.frame(piece.end)) {
                 frame.void.insert(0, mark);

@@ -3,7 +3,7 @@
 use ringpost_netproto::id::{Epoch, PartitionId};
 use smallvec::SmallVec;
 
-use super::{Answers, Cutting, Entries, Gate, Held, Job, Led, Recorded, Records};
+use super::{Answers, Cutting, Entries, Held, Job, Led, Recorded, Records};
 use crate::format::record::{Head, RECORD_HEADER_BYTES, RecordType};
 use crate::io::Io;
 use crate::pending::Entry;
@@ -220,10 +220,5 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
-    }
-
-    /// Whether a partition waits for a word since the restart.
-    pub fn is_undecided(&self, partition: PartitionId) -> bool {
-        self.copies.gate(partition) == Gate::Undecided
     }
 }

@@ -1,9 +1,12 @@
 //! Records at the end of the log of which no later frame says that they are on all copies: a TRUNCATE
 //! may make them void, and where copies are asked they wait for a word (storage.md 1.5).
+//!
+//! A partition whose copy is brought up by other means says so too, for itself alone: that begins only
+//! once nothing of it waits, so all before such a record counts, whatever others wait for.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ringpost_netproto::id::Uid;
+use ringpost_netproto::id::{PartitionId, Uid};
 
 use super::Redo;
 use crate::canary::{self, Canary};
@@ -11,9 +14,11 @@ use crate::config::{self, ShardConfig};
 use crate::dedupe::Key;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Head;
+use crate::held;
 use crate::pending::Entry;
 use crate::position::Lsn;
 use crate::request::Shipped;
+use crate::shard::ShardIdentity;
 use crate::shard::append::Mark;
 use crate::shard::copies::{Copies, Found, Restored};
 use crate::shard::partitions::At;
@@ -40,7 +45,8 @@ pub(super) enum Moved {
     To(At),
 }
 
-/// A record of this node's alone: it counts, and lies above what a checkpoint may write.
+/// A record that counts, though no frame says so of all before it: it lies above what a checkpoint may
+/// write.
 pub(super) struct Local {
     pub(super) end: Lsn,
     pub(super) user: usize,
@@ -67,6 +73,7 @@ impl Redo {
             epoch: head.epoch,
         };
         self.moved(frame, Moved::By(mark));
+        self.waiting.insert(head.partition);
         self.unproven.push_back(Unproven {
             start: frame.lsn,
             end: frame.end(),
@@ -77,6 +84,46 @@ impl Redo {
             dedupe_before: 0,
             dedupe_after: 0,
         });
+    }
+
+    /// A record without a number: of a held box, which follows nothing, or of a user who is refilled.
+    pub(super) fn local(
+        &mut self,
+        identity: &ShardIdentity,
+        frame: &FrameHeader,
+        (head, user): (&Head, usize),
+    ) {
+        if self.waiting.contains(&head.partition) {
+            let hash = self.boxes.entry(head.partition).or_insert_with(|| {
+                held::box_of(head.partition, &identity.key, identity.partitions).hash()
+            });
+            if *hash != head.user {
+                self.all_counts(head.partition);
+            }
+        }
+        self.local.push_back(Local {
+            end: frame.end(),
+            user,
+            dedupe_after: self.window.next(),
+        });
+    }
+
+    /// All that a partition has so far counts.
+    fn all_counts(&mut self, partition: PartitionId) {
+        self.waiting.remove(&partition);
+        let all = std::mem::take(&mut self.unproven);
+        let (counts, kept): (VecDeque<_>, VecDeque<_>) = all
+            .into_iter()
+            .partition(|one| one.mark.partition == partition);
+        self.unproven = kept;
+        self.local.extend(counts.into_iter().filter_map(|one| {
+            Some(Local {
+                end: one.end,
+                user: one.user?,
+                dedupe_after: one.dedupe_after,
+            })
+        }));
+        self.local.make_contiguous().sort_by_key(|one| one.end);
     }
 
     fn moved(&mut self, frame: &FrameHeader, moved: Moved) {
@@ -103,8 +150,11 @@ impl Redo {
     }
 
     /// A partition's records above this one are void. They are not proven, so they are the last ones.
-    /// Or it goes on further on.
+    /// Or it goes on further on, behind what counts.
     pub(super) fn void(&mut self, frame: &FrameHeader, head: &Head) {
+        if head.pseq > self.partitions.last(head.partition).0 {
+            self.all_counts(head.partition);
+        }
         let place = At {
             partition: head.partition,
             pseq: head.pseq,

@@ -38,10 +38,7 @@ impl World {
                 continue;
             }
             let leads = self.nodes[primary].leads.get(&partition).copied();
-            let connected = self
-                .streams
-                .values()
-                .any(|(from, to, _)| (*from, *to) == (primary, copy));
+            let connected = self.stream_of(primary, copy).is_some();
             let fresh = leads.is_none_or(|leads| leads < epoch);
             if !in_sync {
                 match (fresh, self.nodes[copy].is_up()) {
@@ -129,9 +126,12 @@ impl World {
             copy,
             ..
         } = self.registers[&partition];
-        let bench = self.nodes[primary].up().expect("it is up");
-        if bench.shard.is_undecided(partition) {
-            // Its lead waits for its turn.
+        if self.nodes[primary]
+            .leading
+            .values()
+            .any(|of| *of == partition)
+        {
+            // What waits there may count, and be shown, in a moment.
             return Ok(());
         }
         self.nodes[copy].leads.remove(&partition);
@@ -145,31 +145,31 @@ impl World {
         };
         let (ours, theirs) = (ours.up().expect("up"), theirs.up().expect("up"));
         let caught_up = catch_up(ours, theirs, at, &USERS, Earlier::Unknown);
-        self.take_events(primary)?;
-        self.take_events(copy)?;
         match caught_up {
-            Ok(()) => {}
+            Ok(()) => {
+                // Before anything else happens at the primary. Without a stream the next connection says
+                // which.
+                let silent = StreamId::new(u32::MAX);
+                let stream = self.stream_of(primary, copy).unwrap_or(silent);
+                let bench = self.nodes[primary].up().expect("it is up");
+                let now = bench.now();
+                bench.shard.set_copy(now, partition, Copy::Stream(stream));
+                let register = self.registers.get_mut(&partition).expect("one each");
+                register.in_sync = true;
+            }
             // Mail came meanwhile: another time.
-            Err(why) if why.contains("stand still") || why.contains("later") => return Ok(()),
+            Err(why) if why.contains("stand still") || why.contains("later") => {}
             Err(why) => return Err(format!("{partition}: {why}")),
         }
-        let register = self.registers.get_mut(&partition).expect("one each");
-        register.in_sync = true;
-        let stream = self.streams.iter();
-        let stream = stream.filter(|(_, (from, to, _))| (*from, *to) == (primary, copy));
-        if let Some(stream) = stream.map(|(stream, _)| *stream).next() {
-            let bench = self.nodes[primary].up().expect("it is up");
-            let now = bench.now();
-            bench.shard.set_copy(now, partition, Copy::Stream(stream));
-            self.take_events(primary)?;
-        } else {
-            // The next connection says which.
-            let bench = self.nodes[primary].up().expect("it is up");
-            let now = bench.now();
-            let silent = Copy::Stream(StreamId::new(u32::MAX));
-            bench.shard.set_copy(now, partition, silent);
-        }
-        Ok(())
+        self.take_events(primary)?;
+        self.take_events(copy)
+    }
+
+    /// The stream between two nodes, if they are connected.
+    fn stream_of(&self, primary: usize, copy: usize) -> Option<StreamId> {
+        let mut streams = self.streams.iter();
+        let found = streams.find(|(_, (from, to, _))| (*from, *to) == (primary, copy));
+        found.map(|(stream, _)| *stream)
     }
 
     /// T5, T4 or T6: a new epoch, what the copy has is taken back, then the barrier.
@@ -196,12 +196,7 @@ impl World {
         drop(self.ask(copy, fence(partition, epoch.value()))?);
         self.take_back(partition, (primary, copy), (epoch, last))?;
         self.agree(partition, primary, copy)?;
-        let stream = self
-            .streams
-            .iter()
-            .find(|(_, (from, to, _))| (*from, *to) == (primary, copy))
-            .map(|(stream, _)| *stream)
-            .expect("just made");
+        let stream = self.stream_of(primary, copy).expect("just made");
         let peers_pseq = last_of(&self.tail(copy, partition)).0;
         let copy = Copy::Stream(stream);
         self.submit_lead(primary, partition, (epoch.value(), copy, peers_pseq))
@@ -221,10 +216,12 @@ impl World {
             peers_pseq,
         };
         let bench = self.nodes[node].up().expect("it is up");
-        if let Err(refused) = bench.submit(lead) {
-            return Err(format!("the lead of {partition}: {refused}"));
-        }
+        let ticket = match bench.submit(lead) {
+            Ok(ticket) => ticket,
+            Err(refused) => return Err(format!("the lead of {partition}: {refused}")),
+        };
         bench.poll();
+        self.nodes[node].leading.insert(ticket, partition);
         self.take_events(node)?;
         self.nodes[node].leads.insert(partition, epoch);
         Ok(())

@@ -1,6 +1,6 @@
 //! Links: requests and confirmations in order, with delay, until the link is cut.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringpost_engine::position::Lsn;
 use ringpost_engine::request::{
@@ -17,22 +17,24 @@ const MSG_SKIP_AT: usize = 52;
 
 impl World {
     pub(super) fn ship(&mut self, node: usize, upto: Option<Lsn>, items: Vec<SealedItem>) {
-        let mut counts: BTreeMap<StreamId, usize> = BTreeMap::new();
+        let mut sent: BTreeMap<StreamId, BTreeSet<PartitionId>> = BTreeMap::new();
         for item in items {
             let Some((_, to, _)) = self.streams.get(&item.stream) else {
                 continue;
             };
             let to = *to;
-            *counts.entry(item.stream).or_default() += 1;
             let stream = item.stream;
+            sent.entry(stream)
+                .or_default()
+                .insert(item.records.partition);
             let confirm = Confirm { stream, upto };
             let files = self.files_of(node, &item.records);
             self.send(node, to, Letter::Records(item.records, files, confirm));
         }
         let Some(upto) = upto else { return };
-        for (stream, count) in counts {
+        for (stream, partitions) in sent {
             if let Some((_, _, outstanding)) = self.streams.get_mut(&stream) {
-                outstanding.push_back((upto, count));
+                outstanding.push_back((upto, partitions));
             }
         }
     }
@@ -125,10 +127,11 @@ impl World {
             return;
         };
         if let Some(frame) = outstanding.iter_mut().find(|(end, _)| *end == upto) {
-            frame.1 = frame.1.saturating_sub(1);
+            // Which may be said twice.
+            frame.1.remove(&partition);
         }
         let mut done = None;
-        while outstanding.front().is_some_and(|(_, left)| *left == 0) {
+        while outstanding.front().is_some_and(|(_, left)| left.is_empty()) {
             done = outstanding.pop_front();
         }
         if let Some((end, _)) = done {
