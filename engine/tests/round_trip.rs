@@ -561,6 +561,12 @@ proptest! {
             stored_crc: line.3,
             format_flags: flags,
         };
+        let guid = guid.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let formatted = format!(
+            "X-Ringpost: 1 m={:08x} v={:08x} u={uid:08x} g={guid} d={:016x} l={:08x} c={:08x} e={flags:02x}\n",
+            numbers.3, line.uidvalidity, line.internal_date.value(), line.stored_len, line.stored_crc,
+        );
+        prop_assert_eq!(&line.encode()[..], formatted.as_bytes());
         prop_assert_eq!(StoreLine::decode(&line.encode()), Ok(line));
     }
 

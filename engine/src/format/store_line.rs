@@ -5,7 +5,7 @@
 
 use ringpost_netproto::id::{Guid, MailboxId, WallNs};
 
-use super::text::{hex, hex_u8, hex_u32, hex_u64};
+use super::text::{hex, hex_u8, hex_u32, hex_u64, put_hex};
 use crate::error::CorruptReason;
 
 /// Bytes of the line with its LF.
@@ -49,28 +49,17 @@ impl StoreLine {
     /// every message, and formatting it took a microsecond.
     pub fn encode(&self) -> [u8; STORE_LINE_BYTES] {
         let mut line = TEMPLATE;
-        let mut fields = line.split_mut(|byte| *byte == b'=').skip(1);
-        let mut put = |value: u128, digits: usize| {
-            let field = fields.next().and_then(|field| field.get_mut(..digits));
-            let field = field.expect("the template has a place for every field");
-            for (place, digit) in field.iter_mut().zip(0..) {
-                let shift = 4 * (digits - 1 - digit);
-                let nibble = usize::try_from(value >> shift & 0xF).expect("below 16");
-                *place = *b"0123456789abcdef".get(nibble).expect("below 16");
-            }
-        };
-        put(self.mailbox.value().into(), 8);
-        put(self.uidvalidity.into(), 8);
-        put(self.uid.into(), 8);
-        let guid = self.guid.bytes().into_iter();
-        put(
-            guid.fold(0, |value, byte| value << 8 | u128::from(byte)),
-            32,
-        );
-        put(self.internal_date.value().into(), 16);
-        put(self.stored_len.into(), 8);
-        put(self.stored_crc.into(), 8);
-        put(self.format_flags.into(), 2);
+        let mut rest = line.get_mut(LINE_START.len()..).unwrap_or_default();
+        rest = put(rest, most_significant_first(self.mailbox.value()));
+        rest = put(rest, most_significant_first(self.uidvalidity));
+        rest = put(rest, most_significant_first(self.uid));
+        rest = put(rest, self.guid.bytes().into_iter());
+        let date = self.internal_date.value();
+        rest = put(rest, date.to_le_bytes().into_iter().rev());
+        rest = put(rest, most_significant_first(self.stored_len));
+        rest = put(rest, most_significant_first(self.stored_crc));
+        rest = put(rest, [self.format_flags].into_iter());
+        debug_assert_eq!(rest, b"\n", "the template has a place for every field");
         line
     }
 
@@ -108,6 +97,18 @@ impl StoreLine {
             format_flags,
         })
     }
+}
+
+fn most_significant_first(value: u32) -> impl ExactSizeIterator<Item = u8> {
+    value.to_le_bytes().into_iter().rev()
+}
+
+/// Puts digits behind ` <name>=` at the start; gives what is behind them.
+fn put(rest: &mut [u8], bytes: impl ExactSizeIterator<Item = u8>) -> &mut [u8] {
+    let (_name, rest) = rest.split_at_mut(" m=".len());
+    let (place, rest) = rest.split_at_mut(2 * bytes.len());
+    put_hex(place, bytes);
+    rest
 }
 
 /// Splits ` <name>=<digits>` off the start.

@@ -85,22 +85,62 @@ fn hex_upper(pair: [u8; 2]) -> Option<u8> {
     Some((digit(high)? << 4) | digit(low)?)
 }
 
-/// Exactly `2 * N` lower-case hexadecimal digits, most significant first.
+/// What a byte is as a lower-case hexadecimal digit; 0xFF if it is none.
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+static DIGITS: [u8; 256] = {
+    let mut digits = [0xFF; 256];
+    let mut value = 0;
+    while value < 16 {
+        digits[HEX_DIGITS[value as usize] as usize] = value;
+        value += 1;
+    }
+    digits
+};
+
+/// The digits that are written.
+const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// Every byte as two lower-case hexadecimal digits.
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+static PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut value = 0;
+    while value < 256 {
+        pairs[value] = [HEX_DIGITS[value >> 4], HEX_DIGITS[value & 15]];
+        value += 1;
+    }
+    pairs
+};
+
+/// Exactly `2 * N` lower-case hexadecimal digits, most significant first. Eight such fields stand in
+/// front of every stored message, so nothing branches by digit.
 pub(super) fn hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
     let (pairs, odd) = digits.as_chunks::<2>();
     if pairs.len() != N || !odd.is_empty() {
         return None;
     }
+    let value = |digit: u8| DIGITS.get(usize::from(digit)).copied().unwrap_or(0xFF);
     let mut out = [0; N];
+    let mut seen = 0;
     for (to, [high, low]) in out.iter_mut().zip(pairs) {
-        *to = (digit(*high)? << 4) | digit(*low)?;
+        let (high, low) = (value(*high), value(*low));
+        seen |= high | low;
+        *to = (high << 4) | (low & 15);
     }
-    Some(out)
+    (seen < 16).then_some(out)
+}
+
+/// Writes `bytes`, most significant first, as lower-case hexadecimal digits over `place`, which has
+/// room for exactly them.
+pub(super) fn put_hex(place: &mut [u8], bytes: impl ExactSizeIterator<Item = u8>) {
+    let (pairs, odd) = place.as_chunks_mut::<2>();
+    assert!(
+        pairs.len() == bytes.len() && odd.is_empty(),
+        "two digits for each byte"
+    );
+    for (pair, byte) in pairs.iter_mut().zip(bytes) {
+        *pair = PAIRS.get(usize::from(byte)).copied().unwrap_or_default();
+    }
 }
 
 /// One byte as two lower-case digits.
@@ -158,6 +198,28 @@ mod tests {
         assert_eq!(hex_u32(b"00ff00ff"), Some(0x00ff_00ff));
         for bad in [&b"00FF00FF"[..], b"0ff00ff", b"00ff00ff0"] {
             assert_eq!(hex_u32(bad), None);
+        }
+    }
+
+    #[test]
+    fn only_lower_case_digits_are_read_and_written() {
+        let digit = |byte: u8| {
+            char::from(byte)
+                .to_digit(16)
+                .filter(|_| !byte.is_ascii_uppercase())
+        };
+        for high in 0..=255u8 {
+            for low in 0..=255u8 {
+                let value = digit(high)
+                    .zip(digit(low))
+                    .map(|(high, low)| 16 * high + low);
+                assert_eq!(hex_u8(&[high, low]).map(u32::from), value, "{high} {low}");
+            }
+        }
+        for byte in 0..=255u8 {
+            let mut pair = [0; 2];
+            put_hex(&mut pair, [byte].into_iter());
+            assert_eq!(pair, format!("{byte:02x}").as_bytes());
         }
     }
 }
