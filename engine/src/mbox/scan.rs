@@ -7,7 +7,7 @@
 //! empty line and then the next, or the end; anything else is reported as junk, and the walk goes on
 //! at the next `From ` that stands behind an LF or a NUL (lost sectors read as zeros).
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use super::FROM;
 use super::from_line::FROM_LINE_BYTES_MAX;
@@ -89,17 +89,19 @@ enum End {
     Reached,
 }
 
-/// The walk, over pieces of any size. Keeps little more than one prefix in memory.
+/// The walk, over pieces of any size. Keeps little more than one prefix in memory, and copies no
+/// more of a piece than that.
 #[derive(Debug)]
 pub struct Scanner {
     at: At,
-    /// Bytes pushed and not passed yet are those of `buf` from `passed` on.
-    buf: Vec<u8>,
-    passed: usize,
-    /// Where the first of them lies in the file.
+    /// Bytes that were pushed and not passed.
+    held: Vec<u8>,
+    /// Where the first byte that was not passed lies in the file.
     offset: u64,
     /// The two bytes in front of it.
     before: [u8; 2],
+    /// Finds `From `: to prepare the search takes longer than a short message.
+    from: Finder<'static>,
 }
 
 impl Default for Scanner {
@@ -111,76 +113,91 @@ impl Default for Scanner {
 /// What of a `From ` can stand at the end of a piece without being seen.
 const UNSEEN: usize = FROM.len() - 1;
 
+/// With so many bytes in front of it the walk gets on, whatever they are: a whole prefix.
+const AHEAD: usize = FROM_LINE_BYTES_MAX + STORE_LINE_BYTES;
+const _: () = assert!(AHEAD > UNSEEN);
+
 impl Scanner {
     /// At the start of a file.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             at: At::Seek { junk_from: 0 },
-            buf: Vec::new(),
-            passed: 0,
+            held: Vec::new(),
             offset: 0,
             before: [b'\n'; 2],
+            from: Finder::new(FROM),
         }
     }
 
     /// Takes the next bytes of the file; appends what has come to its end.
     pub fn push(&mut self, piece: &[u8], out: &mut Vec<Item>) {
-        self.buf.drain(..self.passed);
-        self.passed = 0;
-        self.buf.extend_from_slice(piece);
-        while self.step(End::Open, out) == Step::On {}
+        let mut piece = piece;
+        while !self.held.is_empty() && !piece.is_empty() {
+            let (next, behind) = piece.split_at(piece.len().min(AHEAD));
+            let mut held = std::mem::take(&mut self.held);
+            held.extend_from_slice(next);
+            let left = self.walk(&held, End::Open, out).len();
+            if let Some(passed) = next.len().checked_sub(left) {
+                piece = piece.get(passed..).unwrap_or_default();
+                held.clear();
+            } else {
+                piece = behind;
+                held.drain(..held.len() - left);
+            }
+            self.held = held;
+        }
+        let left = self.walk(piece, End::Open, out);
+        self.held.extend_from_slice(left);
     }
 
     /// The file has ended; appends the rest.
     pub fn finish(mut self, out: &mut Vec<Item>) {
-        while self.step(End::Reached, out) == Step::On {}
+        let held = std::mem::take(&mut self.held);
+        self.walk(&held, End::Reached, out);
     }
 
-    fn step(&mut self, end: End, out: &mut Vec<Item>) -> Step {
+    /// Goes as far as it can; gives the bytes that were not passed.
+    fn walk<'a>(&mut self, bytes: &'a [u8], end: End, out: &mut Vec<Item>) -> &'a [u8] {
+        let mut rest = bytes;
+        while self.step(&mut rest, end, out) == Step::On {}
+        rest
+    }
+
+    fn step(&mut self, rest: &mut &[u8], end: End, out: &mut Vec<Item>) -> Step {
         match std::mem::replace(&mut self.at, At::Behind) {
-            At::Seek { junk_from } => self.seek(junk_from, end, out),
-            At::Prefix => self.prefix(end),
-            At::Proved { found, store, crc } => self.proved(found, store, crc, end, out),
-            At::Unproved(found) => self.unproved(found, end, out),
-            At::Behind => self.behind(end),
+            At::Seek { junk_from } => self.seek(rest, junk_from, end, out),
+            At::Prefix => self.prefix(rest, end),
+            At::Proved { found, store, crc } => self.proved(rest, (found, store, crc), end, out),
+            At::Unproved(found) => self.unproved(rest, found, end, out),
+            At::Behind => self.behind(rest, end),
         }
     }
 
-    fn rest(&self) -> &[u8] {
-        self.buf.get(self.passed..).unwrap_or_default()
-    }
-
-    /// Passes `len` bytes of the rest.
-    fn pass(&mut self, len: usize) {
-        let passed = self.rest().get(..len).unwrap_or_default();
+    /// Passes `len` bytes of the rest; gives them.
+    fn pass<'a>(&mut self, rest: &mut &'a [u8], len: usize) -> &'a [u8] {
+        let (passed, behind) = rest.split_at(len.min(rest.len()));
         self.before = match passed {
             [.., one, two] => [*one, *two],
             [one] => [self.before[1], *one],
             [] => self.before,
         };
-        self.passed += len;
-        self.offset += len_u64(len);
+        *rest = behind;
+        self.offset += len_u64(passed.len());
+        passed
     }
 
     /// The first `From ` at a line's start in the first `len` bytes of the rest.
-    fn boundary(&self, len: usize, breaks: &[u8]) -> Option<usize> {
-        let rest = self.rest();
+    fn boundary(&self, rest: &[u8], len: usize, breaks: &[u8]) -> Option<usize> {
         let rest = rest.get(..len).unwrap_or(rest);
-        memmem::find_iter(rest, FROM).find(|at| {
+        self.from.find_iter(rest).find(|at| {
             let before = at.checked_sub(1).and_then(|before| rest.get(before));
             breaks.contains(before.unwrap_or(&self.before[1]))
         })
     }
 
-    /// Bytes that can be passed when no boundary was found in the rest.
-    fn plain_len(&self, end: End) -> usize {
-        let unseen = if end == End::Open { UNSEEN } else { 0 };
-        self.rest().len().saturating_sub(unseen)
-    }
-
-    fn seek(&mut self, junk_from: u64, end: End, out: &mut Vec<Item>) -> Step {
-        let found = self.boundary(usize::MAX, b"\n\0");
-        self.pass(found.unwrap_or(self.plain_len(end)));
+    fn seek(&mut self, rest: &mut &[u8], junk_from: u64, end: End, out: &mut Vec<Item>) -> Step {
+        let found = self.boundary(rest, usize::MAX, b"\n\0");
+        self.pass(rest, found.unwrap_or(plain_len(rest, end)));
         if found.is_none() && (end == End::Open || self.offset == junk_from) {
             self.at = At::Seek { junk_from };
             return Step::Wait;
@@ -200,10 +217,9 @@ impl Scanner {
         Step::On
     }
 
-    fn prefix(&mut self, end: End) -> Step {
-        let rest = self.rest();
+    fn prefix(&mut self, rest: &mut &[u8], end: End) -> Step {
         let start = rest.get(..FROM_LINE_BYTES_MAX).unwrap_or(rest);
-        let complete = end == End::Reached || rest.len() >= FROM_LINE_BYTES_MAX + STORE_LINE_BYTES;
+        let complete = end == End::Reached || rest.len() >= AHEAD;
         let Some(lf) = memchr::memchr(b'\n', start) else {
             if !complete {
                 self.at = At::Prefix;
@@ -212,7 +228,7 @@ impl Scanner {
             self.at = At::Seek {
                 junk_from: self.offset,
             };
-            self.pass(FROM.len());
+            self.pass(rest, FROM.len());
             return Step::On;
         };
         let behind = rest.get(lf + 1..).unwrap_or_default();
@@ -229,7 +245,7 @@ impl Scanner {
             store,
             state: State::Unproved,
         };
-        self.pass(prefix_len);
+        self.pass(rest, prefix_len);
         self.at = match store {
             Some(store) => At::Proved {
                 found,
@@ -243,25 +259,23 @@ impl Scanner {
 
     fn proved(
         &mut self,
-        mut found: Found,
-        store: StoreLine,
-        crc: u32,
+        rest: &mut &[u8],
+        (mut found, store, crc): (Found, StoreLine, u32),
         end: End,
         out: &mut Vec<Item>,
     ) -> Step {
         let left = u64::from(store.stored_len) - found.body_len;
-        let here = self.rest().len();
+        let here = rest.len();
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         let window = left.saturating_add(UNSEEN).min(here);
-        let boundary = self.boundary(window, b"\n").filter(|at| *at < left);
+        let boundary = self.boundary(rest, window, b"\n").filter(|at| *at < left);
         let all = window < here || left.saturating_add(UNSEEN) == here || end == End::Reached;
         let len = match boundary {
             Some(at) => at,
             None if all => left.min(here),
-            None => self.plain_len(end).min(left),
+            None => plain_len(rest, end).min(left),
         };
-        let crc = crc::extend(crc, self.rest().get(..len).unwrap_or_default());
-        self.pass(len);
+        let crc = crc::extend(crc, self.pass(rest, len));
         found.body_len += len_u64(len);
         if boundary.is_none() && !all {
             self.at = At::Proved { found, store, crc };
@@ -282,10 +296,16 @@ impl Scanner {
         Step::On
     }
 
-    fn unproved(&mut self, mut found: Found, end: End, out: &mut Vec<Item>) -> Step {
-        let boundary = self.boundary(usize::MAX, b"\n");
-        let len = boundary.unwrap_or(self.plain_len(end));
-        self.pass(len);
+    fn unproved(
+        &mut self,
+        rest: &mut &[u8],
+        mut found: Found,
+        end: End,
+        out: &mut Vec<Item>,
+    ) -> Step {
+        let boundary = self.boundary(rest, usize::MAX, b"\n");
+        let len = boundary.unwrap_or(plain_len(rest, end));
+        self.pass(rest, len);
         found.body_len += len_u64(len);
         if boundary.is_none() && end == End::Open {
             self.at = At::Unproved(found);
@@ -301,13 +321,15 @@ impl Scanner {
         Step::On
     }
 
-    fn behind(&mut self, end: End) -> Step {
-        match self.rest().first() {
+    fn behind(&mut self, rest: &mut &[u8], end: End) -> Step {
+        match rest.first() {
             None if end == End::Open => {
                 self.at = At::Behind;
                 return Step::Wait;
             }
-            Some(b'\n') => self.pass(1),
+            Some(b'\n') => {
+                self.pass(rest, 1);
+            }
             _ => {}
         }
         self.at = At::Seek {
@@ -315,6 +337,12 @@ impl Scanner {
         };
         Step::On
     }
+}
+
+/// Bytes that can be passed when no boundary was found in the rest.
+fn plain_len(rest: &[u8], end: End) -> usize {
+    let unseen = if end == End::Open { UNSEEN } else { 0 };
+    rest.len().saturating_sub(unseen)
 }
 
 fn len_u64(len: usize) -> u64 {

@@ -171,3 +171,41 @@ fn a_from_line_without_end_is_junk() {
     file.resize(10_000, b'x');
     assert_eq!(told(&file), vec![Err(&file[..])]);
 }
+
+/// Pieces longer than what is held of one for the next, where a cut may fall into anything.
+#[test]
+fn long_pieces_give_what_the_whole_file_gives() {
+    let mut file = Vec::new();
+    for (uid, len) in (1..).zip([0usize, 1, 900, 1_100, 5, 3_000, 1_117, 40]) {
+        let stored = b"a line of words\n>From x\n".repeat(len / 25 + 1);
+        file.extend_from_slice(&message(uid, &stored));
+        match uid % 4 {
+            0 => file.extend_from_slice(b"junk\n"),
+            1 => file.extend_from_slice(b"From nobody\nwithout a store line\n\n"),
+            2 => file.extend_from_slice(&[&b"From "[..], &[b'x'; 1_200]].concat()),
+            _ => {}
+        }
+    }
+    let items = scan(&file);
+    assert_eq!(items.len(), 12, "{items:?}");
+    let shorter = file.len() - 1;
+    for piece_len in (1..40)
+        .chain(AHEAD - 140..AHEAD + 140)
+        .chain([2_000, 4_096, shorter])
+    {
+        assert_eq!(
+            in_pieces(&file, piece_len),
+            items,
+            "in pieces of {piece_len}"
+        );
+    }
+    for cut in 0..file.len() {
+        let mut out = Vec::new();
+        let mut scanner = Scanner::new();
+        let (one, two) = file.split_at(cut);
+        scanner.push(one, &mut out);
+        scanner.push(two, &mut out);
+        scanner.finish(&mut out);
+        assert_eq!(out, items, "cut at {cut}");
+    }
+}
