@@ -108,20 +108,17 @@ impl Lines {
             }
         }
         self.stored.reserve(rest.len());
-        while let Some((line, behind)) = split_line(rest) {
+        loop {
+            rest = self.plain(rest);
+            let Some((line, behind)) = split_line(rest) else {
+                break;
+            };
             rest = behind;
             let (line, end) = line
                 .strip_suffix(b"\r")
                 .map_or((line, End::Lf), |line| (line, End::Crlf));
-            if self.is_plain(line, end) {
-                self.stored.extend_from_slice(line);
-                self.stored.push(b'\n');
-                self.ends_count += 1;
-                self.crlf_count += u32::from(end == End::Crlf);
-            } else {
-                self.content(line);
-                self.line_end(end);
-            }
+            self.content(line);
+            self.line_end(end);
         }
         if let Some(before) = rest.strip_suffix(b"\r") {
             self.cr_held = true;
@@ -130,17 +127,45 @@ impl Lines {
         self.content(rest);
     }
 
-    /// Whether a whole line of the body ends like those before it and needs no quoting: nearly all
-    /// do, and take the short way.
-    fn is_plain(&self, line: &[u8], end: End) -> bool {
-        let same_end = matches!(
-            (self.ends, end),
-            (Ends::Lf, End::Lf) | (Ends::Crlf, End::Crlf)
-        );
-        same_end
-            && !self.open
-            && self.header_end.is_some()
-            && !matches!(line.first(), Some(b'F' | b'>'))
+    /// Takes the short way with lines of the body that are all there and end like those before them:
+    /// nearly all do. Gives what is behind them.
+    fn plain<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        if self.open || self.header_end.is_none() {
+            return piece;
+        }
+        let crlf = match self.ends {
+            Ends::Lf => false,
+            Ends::Crlf => true,
+            Ends::Unknown | Ends::MixedLfFirst | Ends::MixedCrlfFirst => return piece,
+        };
+        let mut rest = piece;
+        let mut ends_count = 0;
+        while let Some((line, behind)) = split_line(rest) {
+            if line.ends_with(b"\r") != crlf {
+                break;
+            }
+            let marks = quotes_before_from(line);
+            if let Some(marks) = marks {
+                let (run, from) = line.split_at(marks);
+                self.stored.extend_from_slice(run);
+                self.stored.push(b'>');
+                self.stored.extend_from_slice(from);
+                self.quoted_count += 1;
+            } else {
+                self.stored.extend_from_slice(line);
+            }
+            match self.stored.last_mut() {
+                Some(cr) if crlf => *cr = b'\n',
+                _ => self.stored.push(b'\n'),
+            }
+            ends_count += 1;
+            rest = behind;
+        }
+        self.ends_count += ends_count;
+        if crlf {
+            self.crlf_count += ends_count;
+        }
+        rest
     }
 
     /// Bytes of a line, without its end.
@@ -311,6 +336,16 @@ pub(super) fn len_u64(len: usize) -> u64 {
 fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (line, rest) = bytes.split_at_checked(memchr(b'\n', bytes)?)?;
     Some((line, rest.get(1..)?))
+}
+
+/// Of a whole line that has to be quoted, how many `>` stand in front of its `From `.
+fn quotes_before_from(line: &[u8]) -> Option<usize> {
+    if !matches!(line.first(), Some(b'F' | b'>')) {
+        return None;
+    }
+    let marks = line.iter().take_while(|byte| **byte == b'>').count();
+    let from = line.get(marks..).unwrap_or_default();
+    from.starts_with(FROM).then_some(marks)
 }
 
 /// `bytes` with a CR in front of each LF.

@@ -325,6 +325,61 @@ fn the_content_hash_is_siphash_2_4_128() {
     );
 }
 
+/// The stored form and its quoted lines, line by line and without care for time.
+fn plainly(message: &[u8]) -> (Vec<u8>, u32) {
+    let lines = || message.split_inclusive(|byte| *byte == b'\n');
+    let ended = || lines().filter(|line| line.ends_with(b"\n"));
+    let crlf = ended().all(|line| line.ends_with(b"\r\n"));
+    let (mut stored, mut quoted_count) = (Vec::new(), 0);
+    for line in lines() {
+        let marks = line.iter().take_while(|byte| **byte == b'>').count();
+        if line[marks..].starts_with(b"From ") {
+            stored.push(b'>');
+            quoted_count += 1;
+        }
+        match line.strip_suffix(b"\r\n") {
+            Some(line) if crlf => stored.extend_from_slice(line),
+            _ => stored.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line)),
+        }
+        stored.push(b'\n');
+    }
+    (stored, quoted_count)
+}
+
+#[test]
+fn every_kind_of_line_behind_every_other_is_stored_as_plainly() {
+    const LINES: [&[u8]; 9] = [
+        b"",
+        b"x",
+        b">",
+        b"F",
+        b"From",
+        b"From ",
+        b"From x\r",
+        b">From x",
+        b">>From  >",
+    ];
+    const ENDS: [&[u8]; 3] = [b"\n", b"\r\n", b""];
+    for header_end in &ENDS[..2] {
+        for case in 0..9usize.pow(3) * 3usize.pow(3) {
+            let mut message = [&b"A: b"[..], header_end, header_end].concat();
+            let mut case = case;
+            for _ in 0..3 {
+                message.extend_from_slice(LINES[case % 9]);
+                message.extend_from_slice(ENDS[case / 9 % 3]);
+                case /= 27;
+            }
+            let body = whole(&message);
+            let (stored, quoted_count) = plainly(&message);
+            assert_eq!(body.stored, stored, "{}", message.escape_ascii());
+            assert_eq!(body.summary.quoted_count, quoted_count);
+            check(&message, &body);
+            let byte_by_byte = prepared(&options(None), message.chunks(1), || false);
+            assert_eq!(body, byte_by_byte, "{}", message.escape_ascii());
+        }
+    }
+}
+
 /// Messages made of what matters.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     const PIECES: [&[u8]; 16] = [
