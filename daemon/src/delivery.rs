@@ -181,6 +181,10 @@ impl Delivery {
                 .then(|| envelope.sender.clone()),
             content_key: key_bytes(&core.hash_key),
         };
+        let mut preparer = Preparer::new(options);
+        if envelope.filing.is_some() {
+            preparer = preparer.without_content_hash();
+        }
         let count = envelope.users.len();
         Rc::new(Self {
             core: Rc::clone(core),
@@ -192,7 +196,7 @@ impl Delivery {
             state: RefCell::new(State {
                 users: envelope.users,
                 size_hint: envelope.size_hint,
-                preparer: Some(Preparer::new(options)),
+                preparer: Some(preparer),
                 prepared: None,
                 spill: Spill::default(),
                 input: Input::Open,

@@ -24,7 +24,8 @@ impl Deriver {
                 message_bytes_max: STORED_BYTES_MAX,
                 return_path: None,
                 content_key: [0; 16],
-            }),
+            })
+            .without_content_hash(),
             too_large: false,
         }
     }

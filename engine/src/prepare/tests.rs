@@ -380,6 +380,19 @@ fn every_kind_of_line_behind_every_other_is_stored_as_plainly() {
     }
 }
 
+#[test]
+fn without_a_content_hash_all_else_is_the_same() {
+    let message = b"Received: x\r\nSubject: y\r\n\r\nFrom z\r\n";
+    let hashed = whole(message);
+    let mut preparer = Preparer::new(options(None)).without_content_hash();
+    assert_eq!(preparer.push(message), Ok(Push::Buffered));
+    let mut body = preparer.finish().body;
+    assert_eq!(body.summary.content_hash, [0; 16]);
+    assert_ne!(hashed.summary.content_hash, [0; 16]);
+    body.summary.content_hash = hashed.summary.content_hash;
+    assert_eq!(body, hashed);
+}
+
 /// Messages made of what matters.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     const PIECES: [&[u8]; 16] = [

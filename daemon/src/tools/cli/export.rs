@@ -150,4 +150,5 @@ fn preparer() -> Preparer {
         return_path: None,
         content_key: [0; 16],
     })
+    .without_content_hash()
 }
