@@ -9,6 +9,7 @@ mod scan;
 
 pub use export::{EXPORT_END, export_from_line};
 pub use from_line::{FROM_LINE_BYTES_MAX, from_line, prefix, sender_of};
+pub(crate) use from_line::{prefix_room, put_prefix};
 pub use restore::{Restorer, View, restore};
 pub use scan::{Found, Item, Scanner, State, scan};
 

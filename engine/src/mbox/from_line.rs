@@ -34,11 +34,24 @@ pub fn from_line(sender: &[u8], date: WallNs) -> Vec<u8> {
 
 /// `From_` line and store line: what stands in front of a stored message in a segment.
 pub fn prefix(sender: &[u8], date: WallNs, store: &StoreLine) -> Vec<u8> {
-    let room = "From ".len() + sender.len().max(13) + 26 + STORE_LINE_BYTES;
-    let mut prefix = Vec::with_capacity(room);
-    write(sender, date, &mut prefix);
-    prefix.extend_from_slice(&store.encode());
+    let mut prefix = Vec::with_capacity(prefix_room(sender));
+    put_prefix(sender, date, store, &mut prefix);
     prefix
+}
+
+/// Appends a [`prefix`] to `out`.
+pub(crate) fn put_prefix(sender: &[u8], date: WallNs, store: &StoreLine, out: &mut Vec<u8>) {
+    write(sender, date, out);
+    out.extend_from_slice(&store.encode());
+}
+
+/// Bytes of a [`prefix`], unless bytes of the sender have to be escaped or left out.
+pub(crate) fn prefix_room(sender: &[u8]) -> usize {
+    let sender_len = match sender.len() {
+        0 => NULL_SENDER.len(),
+        len => len,
+    };
+    "From ".len() + sender_len + " Www Mmm dd hh:mm:ss yyyy\n".len() + STORE_LINE_BYTES
 }
 
 /// The sender as a `From_` line has it: [`from_line`] makes the same of it again. Empty for the null
@@ -136,6 +149,23 @@ mod tests {
         }
         for odd in [&b""[..], b"From", b"X-Ringpost: 1"] {
             assert_eq!(sender_of(odd), b"");
+        }
+    }
+
+    #[test]
+    fn a_prefix_fills_its_room() {
+        let line = StoreLine::decode(
+            b"X-Ringpost: 1 m=00000001 v=00000002 u=00000003 g=00000000000000000000000000000004 \
+              d=0000000000000005 l=00000006 c=00000007 e=08\n",
+        )
+        .expect("a store line");
+        for sender in [&b"a@b"[..], b"", b"somebody.with.a.name@example.test"] {
+            let prefix = prefix(sender, WallNs::new(5), &line);
+            assert_eq!(
+                (prefix.len(), prefix.capacity()),
+                (prefix_room(sender), prefix.len())
+            );
+            assert!(prefix.ends_with(&line.encode()));
         }
     }
 

@@ -38,11 +38,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn encode(&mut self, now: Now, index: usize, chunk: &[usize], body: &Body) {
         let append = self.appends.get_mut(index).expect("an open append");
         append.parts += 1;
-        let mut group = append.group.clone();
+        let sender = append.group.sender.clone();
         let special = append.special.clone();
         self.copies.refilling = matches!(special, Special::Given(_));
-        let users = append.users.clone();
-        let segments = append.segments.clone();
         let cache_crc = crc::of(body.cache());
         let placed_body = match body {
             Body::Small(small) => Some(self.encode_prepared(small)),
@@ -51,9 +49,12 @@ impl<I: Io> Shard<I> {
         let batch_lsn = self.log.open_batch_mut().expect("room was made").lsn();
         let mut done: SmallVec<[Decided; 1]> = SmallVec::new();
         for (nth, recipient_at) in chunk.iter().enumerate() {
-            let recipient = group.recipients.get_mut(*recipient_at);
-            let recipient = recipient.expect("chosen among them");
-            let user = *users.get(*recipient_at).expect("as many as recipients");
+            let append = self.appends.get(index).expect("an open append");
+            let recipient = append.group.recipients.get(*recipient_at);
+            let mut recipient = recipient.expect("chosen among them").clone();
+            let user = append.users.get(*recipient_at);
+            let user = *user.expect("as many as recipients");
+            let segment = append.segments.get(*recipient_at).copied().flatten();
             let last = nth + 1 == chunk.len();
             let mut entries = SmallVec::new();
             self.encode_creation(now, user, recipient.user.name(), &mut entries);
@@ -66,8 +67,8 @@ impl<I: Io> Shard<I> {
             let keywords = self.encode_keywords(user, place, words, None, &mut entries);
             let one = One {
                 user,
-                recipient: &*recipient,
-                sender: &group.sender,
+                recipient: &recipient,
+                sender: &sender,
                 batch_lsn,
                 cache_crc,
                 keywords,
@@ -80,7 +81,6 @@ impl<I: Io> Shard<I> {
                     self.encode_small(&one, small, *at, pending, &mut entries)
                 }
                 (Body::Staged(staged), _) => {
-                    let segment = segments.get(*recipient_at).copied().flatten();
                     let segment = segment.expect("reserved when it was linked");
                     self.encode_large(&one, staged, segment, &mut entries)
                 }
@@ -404,7 +404,12 @@ impl<I: Io> Shard<I> {
             stored_crc: summary.stored_crc,
             format_flags: line_flags(summary.format_flags),
         };
-        let prefix = mbox::prefix(one.sender, one.recipient.internal_date, &line);
+        // The run goes in front when it is sealed: it tells how long the prefix is.
+        let date = one.recipient.internal_date;
+        let mut head = Vec::with_capacity(MSG_FIXED_BYTES + mbox::prefix_room(one.sender));
+        head.resize(MSG_FIXED_BYTES, 0);
+        mbox::put_prefix(one.sender, date, &line, &mut head);
+        let (run, prefix) = head.split_at_mut(MSG_FIXED_BYTES);
         let bytes = u64::try_from(prefix.len()).expect("short") + u64::from(stored_len) + 1;
         let place = (one.user, one.recipient.mailbox);
         let (segment, offset) = self.reserve_bytes(place, bytes);
@@ -413,18 +418,16 @@ impl<I: Io> Shard<I> {
         msg.offset = offset;
         msg.skip = u16::try_from(prefix.len()).expect("limits bound it");
         let fixed = self.seal_run(one.user, &msg, slot, (&body.cache, one.cache_crc));
-        let head = self.message_head(one, &reserved, summary);
+        run.copy_from_slice(fixed.bytes());
+        let record_head = self.message_head(one, &reserved, summary);
         let parts = DeliverParts {
             fixed: &fixed,
-            prefix: &prefix,
+            prefix,
             body_at,
         };
-        self.record(&head, |encoder, head| encoder.deliver(head, &parts));
-        let mut bytes = Vec::with_capacity(MSG_FIXED_BYTES + prefix.len());
-        bytes.extend_from_slice(fixed.bytes());
-        bytes.extend_from_slice(&prefix);
+        self.record(&record_head, |encoder, head| encoder.deliver(head, &parts));
         let mail = SmallMail {
-            head: Bytes::from(bytes),
+            head: Bytes::from(head),
             cache: body.cache.clone(),
             body: Some(Rc::clone(pending)),
             mailbox: one.recipient.mailbox,
