@@ -3,7 +3,8 @@
 //! slow decay.
 //!
 //! The work is `ringpost-fuzz --bin count`; what twice of it costs more is what it costs. Of `append` and
-//! `recovery` the simulated disk is a part, which does not matter for what changes.
+//! `recovery` the simulated disk is a part, which does not matter for what changes; `append-shard` is
+//! `append` without it.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -18,12 +19,15 @@ use crate::programs;
 use crate::table;
 
 /// How much of each kind of work is done, and twice of it.
-const AMOUNTS: [(&str, u64); 6] = [
+const AMOUNTS: [(&str, u64); 8] = [
     ("crc", 8),
     ("frame", 2_000),
     ("prepare", 1_000),
+    ("prepare-filed", 1_000),
     ("scan", 8),
     ("append", 4_000),
+    // More would ask for more log files than it makes beforehand.
+    ("append-shard", 2_000),
     ("recovery", 16),
 ];
 
