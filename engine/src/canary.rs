@@ -133,6 +133,10 @@ canaries! {
     CutWithoutHold = "cut-without-hold",
     /// A log buffer is filled again while the kernel still reads it.
     BufferReused = "buffer-reused",
+    /// Another number of cores begins while logs hold records of the old one.
+    LayoutUndrained = "layout-undrained",
+    /// Delivery ids stay behind when the number of cores changes.
+    IdsLeftBehind = "ids-left-behind",
 }
 
 #[cfg(feature = "sim")]

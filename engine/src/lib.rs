@@ -34,6 +34,7 @@ pub mod held;
 mod index;
 pub mod io;
 pub mod large;
+pub mod layout;
 pub mod limits;
 mod log;
 pub mod mailbox_name;

@@ -18,17 +18,18 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use ringpost_netproto::id::{NodeId, PartitionId};
-use ringpost_netproto::placement::{HashKey, PartitionCount, core_of};
+use ringpost_netproto::placement::{HashKey, PartitionCount};
 
+use crate::check::{DirTree, ReadTree};
 use crate::config::ShardConfig;
 use crate::error::{Corrupt, IoError, OpenError};
 use crate::format::Version;
-use crate::format::dedupe::{DedupeEntry, DedupeHeader};
-use crate::format::parts::PartitionState;
 use crate::format::store_file::{LOGS_MAX, STORE_BYTES_MAX, StoreFile, StoreId};
-use crate::io::{Io, RelPath};
-use crate::request::{Event, Now, Request};
-use crate::shard::{Shard, ShardIdentity};
+use crate::io::flusher::{Dir, do_now};
+use crate::io::{Io, RelPath, Step};
+use crate::layout::{Hand, Layout, Shards};
+use crate::request::Now;
+use crate::shard::ShardIdentity;
 
 /// Tries to lock, and the pause between two: `io_uring` keeps a dead process's files busy until its
 /// last operation ends.
@@ -65,8 +66,7 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    file: StoreFile,
-    logs_wanted: u32,
+    layout: Layout,
     /// Released when the store is dropped or the process ends.
     _lock: Flock<File>,
 }
@@ -108,32 +108,31 @@ impl Store {
         }
         let store = Self {
             path: path.to_owned(),
-            file,
-            logs_wanted: options.logs,
+            layout: Layout::new(file, options.logs),
             _lock: lock,
         };
-        store.take_new_dedupe_files()?;
+        store.layout.settle(&mut Blocking::new(path)?)?;
         Ok(store)
     }
 
     /// The store's identity.
     pub fn id(&self) -> StoreId {
-        self.file.store
+        self.layout.file().store
     }
 
     /// The hash key, which also keys delivery ids.
     pub fn key(&self) -> HashKey {
-        self.file.key
+        self.layout.file().key
     }
 
     /// Number of partitions, fixed when the store was made.
     pub fn partitions(&self) -> PartitionCount {
-        self.file.partitions
+        self.layout.file().partitions
     }
 
     /// Number of logs: shards to open.
     pub fn logs(&self) -> u32 {
-        self.file.logs
+        self.layout.file().logs
     }
 
     /// The data directory.
@@ -143,180 +142,70 @@ impl Store {
 
     /// What the shard with this number is part of.
     pub fn identity(&self, log_id: u32) -> ShardIdentity {
-        self.identity_of(log_id, self.file.logs)
-    }
-
-    fn identity_of(&self, log_id: u32, logs: u32) -> ShardIdentity {
-        ShardIdentity {
-            store: self.file.store,
-            node: self.file.node,
-            log_id,
-            logs,
-            partitions: self.file.partitions,
-            key: self.file.key,
-        }
+        self.layout.identity(log_id)
     }
 
     /// Whether the number of cores changed since the last run: then [`Self::change_layout`] comes
     /// before any shard is opened.
     pub fn needs_new_layout(&self) -> bool {
-        self.file.logs != self.logs_wanted
+        self.layout.is_due()
     }
 
-    /// Recovers and checkpoints every log with the old layout, so that no log holds records of
-    /// another's partition, hands partition states and delivery ids over, then goes over to the new
-    /// number of logs. A crash in between repeats it. `make_io` gives an `Io` on the data directory
-    /// for each log in turn.
-    ///
-    /// Refused with [`OpenError::Unusable`] while a log holds records that no copy confirmed: they
-    /// live in that log alone and can go nowhere. Serve with the old number of cores until they are
-    /// confirmed or cut off.
+    /// Goes over to the number of cores that was asked for (see [`Layout::change`]). `make_io` gives
+    /// an `Io` on the data directory for each log in turn.
     pub fn change_layout<I: Io>(
         &mut self,
         config: &ShardConfig,
         seed: [u8; 16],
-        mut make_io: impl FnMut() -> Result<I, OpenError>,
-        mut now: impl FnMut() -> Now,
+        make_io: impl FnMut() -> Result<I, OpenError>,
+        now: impl FnMut() -> Now,
     ) -> Result<(), OpenError> {
-        let mut deliveries: Vec<DedupeEntry> = Vec::new();
-        let mut states = Vec::new();
-        let mut next = 0;
-        let mut drained = |store: &Self, log_id| -> Result<Shard<I>, OpenError> {
-            let identity = store.identity(log_id);
-            let shard = Shard::open(make_io()?, identity, config.clone(), seed, now())?;
-            store.refuse_unconfirmed(log_id, shard.unconfirmed_count())?;
-            drain(shard, &mut now)
+        let mut hand = Blocking::new(&self.path)?;
+        let shards = Shards {
+            config,
+            seed,
+            make_io,
+            now,
         };
-        for log_id in 0..self.file.logs {
-            let shard = drained(self, log_id)?;
-            next = next.max(shard.deliveries_next());
-            deliveries.extend(shard.deliveries());
-            states.extend(shard.partition_states());
-        }
-        states.sort_by_key(|state: &PartitionState| state.partition);
-        for log_id in 0..self.logs_wanted.max(self.file.logs) {
-            drained(self, log_id)?.hand_over(&states)?;
-        }
-        deliveries.sort_by_key(|entry| entry.time_s);
-        for log_id in 0..self.logs_wanted {
-            self.write_deliveries(log_id, config, &deliveries, next)?;
-        }
-        self.file.logs = self.logs_wanted;
-        write_store_file(&self.path, &self.file)?;
-        self.take_new_dedupe_files()
-    }
-
-    fn refuse_unconfirmed(&self, log_id: u32, count: usize) -> Result<(), OpenError> {
-        if count == 0 {
-            return Ok(());
-        }
-        Err(OpenError::Unusable {
-            path: self.path.display().to_string(),
-            reason: format!(
-                "log {log_id:02x} holds {count} records that no copy confirmed: the number of cores \
-                 stays {} until they are",
-                self.file.logs
-            ),
+        let changed = self.layout.change(&mut hand, shards);
+        changed.map_err(|error| match error {
+            OpenError::Unusable { reason, .. } => OpenError::Unusable {
+                path: self.path.display().to_string(),
+                reason,
+            },
+            error => error,
         })
-    }
-
-    /// Writes the window of one log of the new layout beside the old one.
-    fn write_deliveries(
-        &self,
-        log_id: u32,
-        config: &ShardConfig,
-        deliveries: &[DedupeEntry],
-        base_next: u64,
-    ) -> Result<(), OpenError> {
-        let header = DedupeHeader {
-            store: self.file.store,
-            log_id,
-            logs: self.logs_wanted,
-            capacity: config.dedupe_entries,
-            base_next,
-        };
-        let (logs, log) = (
-            crate::format::index(self.logs_wanted),
-            crate::format::index(log_id),
-        );
-        let owned: Vec<_> = deliveries
-            .iter()
-            .filter(|entry| core_of(self.file.partitions.partition(entry.user), logs) == log)
-            .collect();
-        let capacity = usize::try_from(config.dedupe_entries).unwrap_or(usize::MAX);
-        let kept = owned
-            .get(owned.len().saturating_sub(capacity)..)
-            .unwrap_or_default();
-        let mut bytes = header.seal().to_vec();
-        for (sequence, entry) in (base_next..).zip(kept) {
-            let at = usize::try_from(header.offset_of(sequence)).unwrap_or(usize::MAX);
-            let sealed = entry.seal(sequence);
-            if bytes.len() < at + sealed.len() {
-                bytes.resize(at + sealed.len(), 0);
-            }
-            if let Some(place) = bytes.get_mut(at..at + sealed.len()) {
-                place.copy_from_slice(&sealed);
-            }
-        }
-        make_dir(&self.path.join(RelPath::log_dir(log_id).as_str()))?;
-        let name = RelPath::dedupe(log_id).with_suffix(".new");
-        write_durably(&self.path, name.as_str(), &bytes)?;
-        Ok(())
-    }
-
-    /// Puts windows that a change of layout wrote in place; removes those of one that did not end.
-    fn take_new_dedupe_files(&self) -> Result<(), OpenError> {
-        for log_id in 0..LOGS_MAX {
-            let old = RelPath::dedupe(log_id);
-            let new = old.with_suffix(".new");
-            let path = self.path.join(new.as_str());
-            let mut header = Vec::new();
-            match File::open(&path) {
-                Ok(file) => {
-                    let bytes = u64::try_from(crate::format::BLOCK_HEADER_BYTES).expect("4096");
-                    file.take(bytes)
-                        .read_to_end(&mut header)
-                        .map_err(|error| io_error("read", new.as_str(), &error))?;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(io_error("open", new.as_str(), &error).into()),
-            }
-            let ours = DedupeHeader::open(&header, self.file.store, log_id)
-                .is_ok_and(|header| header.logs == self.file.logs);
-            let moved = if ours {
-                std::fs::rename(&path, self.path.join(old.as_str()))
-            } else {
-                std::fs::remove_file(&path)
-            };
-            moved.map_err(|error| io_error("rename", new.as_str(), &error))?;
-            sync_dir(&self.path.join(RelPath::log_dir(log_id).as_str()))?;
-        }
-        Ok(())
     }
 }
 
-/// Drains a shard that serves nobody.
-fn drain<I: Io>(mut shard: Shard<I>, now: &mut impl FnMut() -> Now) -> Result<Shard<I>, OpenError> {
-    let submitted = shard.submit(now(), Request::Drain);
-    assert!(
-        submitted.is_ok(),
-        "a shard that was just opened refused to drain: {submitted:?}"
-    );
-    let mut events = Vec::new();
-    loop {
-        shard.poll(now(), &mut events);
-        for event in events.drain(..) {
-            match event {
-                Event::Drained { result: Ok(()), .. } => return Ok(shard),
-                Event::Fatal(crate::error::Fatal::Io(error)) => return Err(error.into()),
-                _ => {}
-            }
-        }
-        if shard.waits_for_room() {
-            let error = std::io::Error::from_raw_os_error(libc::ENOSPC);
-            return Err(io_error("write the checkpoint of", "log", &error).into());
-        }
-        shard.io_mut().wait();
+/// The data directory without a ring: this thread does what the helpers' does.
+struct Blocking {
+    tree: DirTree,
+    dir: Dir,
+}
+
+impl Blocking {
+    fn new(path: &Path) -> Result<Self, IoError> {
+        Ok(Self {
+            tree: DirTree::new(path),
+            dir: Dir::open_root(path)?,
+        })
+    }
+}
+
+impl ReadTree for Blocking {
+    fn list(&self, dir: &RelPath) -> Result<Vec<(String, u64)>, IoError> {
+        self.tree.list(dir)
+    }
+
+    fn read(&self, file: &RelPath, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        self.tree.read(file, offset, len)
+    }
+}
+
+impl Hand for Blocking {
+    fn apply(&mut self, steps: Vec<Step>) -> Result<(), IoError> {
+        do_now(&self.dir, steps)
     }
 }
 

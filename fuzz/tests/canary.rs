@@ -52,7 +52,7 @@ fn symptoms(canary: Canary) -> &'static [&'static str] {
         Canary::NewerSuperOverwritten => &["superblock", "log/"],
         Canary::TornTakenAsDamage => &["acknowledged mail is damaged in the log"],
         Canary::UidnextFromLive => &["was given before", "UIDNEXT"],
-        Canary::DedupeNotRefilled => &["was stored twice"],
+        Canary::DedupeNotRefilled | Canary::IdsLeftBehind => &["was stored twice"],
         Canary::DuplicateInFlight | Canary::RefusedRemembered => &["is called a duplicate"],
         Canary::ReplayedTwice => &[" after "],
         Canary::QuotaCountedTwice => &["is said to keep", "over quota"],

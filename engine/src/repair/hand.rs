@@ -1,4 +1,5 @@
-//! What does the changes of a repair: a disk, or a [`Layer`](super::layer::Layer) that only thinks them.
+//! What does the changes of a repair, or of a new number of cores: a disk, or a
+//! [`Layer`](super::layer::Layer) that only thinks them.
 
 use crate::check::ReadTree;
 use crate::error::IoError;
@@ -6,19 +7,20 @@ use crate::io::{Done, Io, Op, RelPath, Step, Work, WorkSync};
 use crate::ops::{Ops, unreachable_done};
 
 /// A tree that can be changed.
-pub(crate) trait Hand: ReadTree {
+pub trait Hand: ReadTree {
     /// Does the steps in order; all of them are durable when it returns.
     fn apply(&mut self, steps: Vec<Step>) -> Result<(), IoError>;
 }
 
 /// A real data directory, or a simulated one: read by `tree`, changed by operations of an `Io`.
-pub(crate) struct Disk<'a, I> {
+pub struct Disk<'a, I> {
     tree: &'a dyn ReadTree,
     ops: Ops<I>,
 }
 
 impl<'a, I: Io> Disk<'a, I> {
-    pub(crate) fn new(tree: &'a dyn ReadTree, io: I) -> Self {
+    /// `io` changes what `tree` reads.
+    pub fn new(tree: &'a dyn ReadTree, io: I) -> Self {
         Self {
             tree,
             ops: Ops::new(io),

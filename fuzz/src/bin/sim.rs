@@ -189,6 +189,7 @@ fn report(failures: &mut [Failure], (done, all): (u64, &Stats), seconds: f64) ->
         all.fatal,
         all.wounds
     );
+    println!("{} changes of the number of cores", all.layouts);
     println!(
         "{} operations ({rate:.0}/s), {} messages stored, {} checkpoints, {} compactions; {seconds:.1} s",
         all.operations, all.stored, all.checkpoints, all.compactions

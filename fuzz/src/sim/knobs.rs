@@ -78,6 +78,28 @@ pub(super) struct Knobs {
     pub(super) quota: bool,
 }
 
+/// What else comes over a store than work, crashes and faults. Drawn apart from the rest, and from a stream
+/// of its own, so that a seed without any of it does what it did before there was such a thing.
+#[derive(Clone, Debug)]
+pub(super) struct Hazards {
+    /// The number of cores changes at restarts, crashes in the change included.
+    pub(super) cores: bool,
+}
+
+/// Apart from what a seed's own stream draws.
+const HAZARDS: u64 = 0x6a09_e667_f3bc_c908;
+
+impl Hazards {
+    /// Draws all of them; the stream goes on for what they draw later.
+    pub(super) fn draw(seed: u64) -> (Self, Rng) {
+        let mut rng = Rng::with_seed(seed ^ HAZARDS);
+        let hazards = Self {
+            cores: rng.u8(..4) == 0,
+        };
+        (hazards, rng)
+    }
+}
+
 fn one_of<T: Copy, const N: usize>(rng: &mut Rng, of: [T; N]) -> T {
     rng.choice(of).expect("there is something to choose")
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringpost_engine::check::{Severity, check};
-use ringpost_engine::error::CorruptReason;
+use ringpost_engine::error::{CorruptReason, OpenError};
 use ringpost_engine::io::sim::{Among, Crash, StepError};
 use ringpost_engine::request::{Event, ListEntry, MailboxStatus, More, Refused, Request};
 use ringpost_netproto::id::{MailboxId, Modseq};
@@ -12,7 +12,7 @@ use super::asked::Asked;
 use super::knobs::Kind;
 use super::look::Seen;
 use super::model::{Verdict, ensure};
-use super::node::Node;
+use super::node::{self, Node};
 use super::{Sim, TURNS_MAX};
 
 /// Turns within which a watch has to be woken when everything else is answered: as many as a slow
@@ -138,19 +138,13 @@ impl Sim {
             }
             let mut seed = [0; 16];
             self.rng.fill(&mut seed);
-            let (logs, skew) = (self.knobs.logs, self.skew_ns);
-            let opened = Node::open(&self.disk, &self.knobs.shard, logs, (seed, skew));
-            self.say(|_| format!("opened: {:?}", opened.as_ref().map(drop)));
-            match opened {
-                Ok(node) => {
-                    self.node = Some(node);
-                    return Ok(true);
-                }
+            match self.open_with(seed) {
+                Ok(()) => return Ok(true),
                 Err(_) if self.disk.is_crashed() => {
                     self.stats.recovery_crashes += 1;
                     self.crash();
                 }
-                Err(_) if self.disk.faults() > 0 => {
+                Err(error) if self.disk.faults() > 0 || self.is_short_of_room(&error) => {
                     self.crash();
                     self.repair_disk();
                 }
@@ -158,6 +152,34 @@ impl Sim {
             }
         }
         Ok(false)
+    }
+
+    /// Opens the store with as many cores as it is to have now.
+    pub(super) fn open_with(&mut self, seed: [u8; 16]) -> Result<(), OpenError> {
+        if self.hazards.cores && self.hazard_rng.bool() {
+            // One more than there are partitions: a core may have none.
+            self.logs = self.hazard_rng.u32(1..=node::PARTITIONS + 1);
+        }
+        let (logs, skew) = (self.logs, self.skew_ns);
+        let opened = Node::open(&self.disk, &self.knobs.shard, logs, (seed, skew));
+        let done = opened.as_ref().map(drop);
+        self.say(|sim| {
+            if sim.hazards.cores {
+                format!("opened with {logs} cores: {done:?}")
+            } else {
+                format!("opened: {done:?}")
+            }
+        });
+        let node = opened?;
+        self.stats.layouts += u64::from(node.is_new_layout());
+        self.node = Some(node);
+        Ok(())
+    }
+
+    /// Whether a change of the number of cores waited for room that a full disk does not have.
+    fn is_short_of_room(&self, error: &OpenError) -> bool {
+        let no_room = matches!(error, OpenError::Io(error) if error.is_no_space());
+        no_room && self.oracle.excuses.full
     }
 
     /// A look at everybody whose state is in doubt and at some others; then work; then a look at all.
@@ -519,12 +541,8 @@ impl Sim {
     }
 
     pub(super) fn open_plainly(&mut self) -> Result<bool, String> {
-        let (logs, skew) = (self.knobs.logs, self.skew_ns);
-        let node = Node::open(&self.disk, &self.knobs.shard, logs, ([1; 16], skew));
-        match node {
-            Ok(node) => self.node = Some(node),
-            Err(error) => return Err(format!("the store does not open: {error}")),
-        }
+        let opened = self.open_with([1; 16]);
+        opened.map_err(|error| format!("the store does not open: {error}"))?;
         Ok(true)
     }
 }

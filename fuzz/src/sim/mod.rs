@@ -28,7 +28,7 @@ use ringpost_engine::request::{Event, Notice, Refused, Request, SnapshotId, Tick
 use ringpost_netproto::id::Uid;
 
 use asked::{Asked, To};
-use knobs::Knobs;
+use knobs::{Hazards, Knobs};
 use model::{Verdict, ensure};
 use node::Node;
 use oracle::{Kept, Oracle, Place};
@@ -60,6 +60,8 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Wounds of the medium.
     pub wounds: u64,
+    /// Changes of the number of cores that ended.
+    pub layouts: u64,
 }
 
 impl Stats {
@@ -73,6 +75,7 @@ impl Stats {
         self.compactions += other.compactions;
         self.checkpoints += other.checkpoints;
         self.wounds += other.wounds;
+        self.layouts += other.layouts;
     }
 }
 
@@ -130,6 +133,11 @@ pub fn run_catching(seed: u64, trace: Trace) -> Result<(Stats, String), Failure>
 struct Sim {
     rng: Rng,
     knobs: Knobs,
+    hazards: Hazards,
+    /// Draws what is the hazards'.
+    hazard_rng: Rng,
+    /// Cores that the node is to have.
+    logs: u32,
     oracle: Oracle,
     disk: SimDisk,
     node: Option<Node>,
@@ -162,12 +170,16 @@ impl Sim {
         let mut rng = Rng::with_seed(seed);
         let mut knobs = Knobs::draw(&mut rng, seed);
         knobs.disk.trace = trace == Trace::Kept;
+        let (hazards, hazard_rng) = Hazards::draw(seed);
         let disk = node::empty_disk(knobs.disk.clone(), knobs.logs);
         let window = knobs.shard.dedupe_entries / 2;
         let mut sim = Self {
             oracle: Oracle::new(knobs.users, window),
             rng,
+            logs: knobs.logs,
             knobs,
+            hazards,
+            hazard_rng,
             disk,
             node: None,
             skew_ns: 0,
@@ -184,7 +196,7 @@ impl Sim {
             stats: Stats::default(),
             trace: (trace == Trace::Kept).then(String::new),
         };
-        sim.say(|sim| format!("seed {seed}: {:?}", sim.knobs));
+        sim.say(|sim| format!("seed {seed}: {:?}, {:?}", sim.knobs, sim.hazards));
         sim
     }
 

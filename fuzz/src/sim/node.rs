@@ -1,19 +1,20 @@
 //! One node: shards on a simulated disk, and the time that passes for them.
 
+use ringpost_engine::Shard;
 use ringpost_engine::config::ShardConfig;
-use ringpost_engine::error::OpenError;
+use ringpost_engine::error::{Corrupt, OpenError};
 use ringpost_engine::format::Version;
 use ringpost_engine::format::store_file::{StoreFile, StoreId};
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{SimConfig, SimDisk, SimIo};
+use ringpost_engine::layout::{Disk, Layout, Shards};
 use ringpost_engine::request::{Event, MonotonicNs, Now, Refused, Request, Ticket};
-use ringpost_engine::{Shard, ShardIdentity};
 use ringpost_netproto::id::{NodeId, PartitionId, WallNs};
 use ringpost_netproto::placement::{HashKey, PartitionCount, UserKey, core_of};
 
 const KEY: HashKey = HashKey::new([7; 16]);
 const STORE: [u8; 16] = [9; 16];
-const PARTITIONS: u32 = 4;
+pub(crate) const PARTITIONS: u32 = 4;
 /// 2026-01-01T00:00:00Z.
 const WALL: u64 = 1_767_225_600_000_000_000;
 
@@ -65,27 +66,47 @@ pub(crate) struct Node {
     pub(crate) disk: SimDisk,
     shards: Vec<Shard<SimIo>>,
     skew_ns: i64,
+    /// Logs that the store had before.
+    was: u32,
+}
+
+/// What STORE says.
+fn layout_of(disk: &SimDisk, logs: u32) -> Result<Layout, OpenError> {
+    let path = RelPath::store();
+    let bytes = disk.read(&path).unwrap_or_default();
+    let file = StoreFile::decode(&bytes).map_err(|reason| Corrupt {
+        file: path.to_string(),
+        offset: 0,
+        reason,
+    })?;
+    Ok(Layout::new(file, logs))
 }
 
 impl Node {
-    /// Opens every shard of the store on `disk`.
+    /// Opens every shard of the store on `disk`, as many as `logs` says: if it has another number of
+    /// them, it is brought over first, as the daemon does.
     pub(crate) fn open(
         disk: &SimDisk,
         config: &ShardConfig,
         logs: u32,
         (seed, skew_ns): ([u8; 16], i64),
     ) -> Result<Self, OpenError> {
-        let mut shards = Vec::new();
-        for log_id in 0..logs {
-            let identity = ShardIdentity {
-                store: StoreId::new(STORE),
-                node: NodeId::new(1),
-                log_id,
-                logs,
-                partitions: partitions(),
-                key: KEY,
+        let mut layout = layout_of(disk, logs)?;
+        let mut hand = Disk::new(disk, disk.io());
+        layout.settle(&mut hand)?;
+        let was = layout.file().logs;
+        if layout.is_due() {
+            let shards = Shards {
+                config,
+                seed,
+                make_io: || Ok(disk.io()),
+                now: || now_of(disk, skew_ns),
             };
-            let now = now_of(disk, skew_ns);
+            layout.change(&mut hand, shards)?;
+        }
+        let mut shards = Vec::new();
+        for log_id in 0..layout.file().logs {
+            let (identity, now) = (layout.identity(log_id), now_of(disk, skew_ns));
             let shard = Shard::open(disk.io(), identity, config.clone(), seed, now)?;
             shards.push(shard);
         }
@@ -93,6 +114,7 @@ impl Node {
             disk: disk.clone(),
             shards,
             skew_ns,
+            was,
         })
     }
 
@@ -103,6 +125,11 @@ impl Node {
     /// Shards.
     pub(crate) fn count(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Whether the number of logs changed when this node opened.
+    pub(crate) fn is_new_layout(&self) -> bool {
+        u32::try_from(self.shards.len()) != Ok(self.was)
     }
 
     /// The shard that a user belongs to.

@@ -9,7 +9,6 @@ use ringpost_engine::limits::NOOP_INTERVAL_NS;
 
 use super::Sim;
 use super::model::{Verdict, ensure};
-use super::node::Node;
 
 /// More than any scrub of a small store takes in two intervals.
 const QUIET_TURNS_MAX: u32 = 2_000;
@@ -127,11 +126,8 @@ impl Sim {
 
     /// Opens what was hurt: refused by a sentence that names it, or everybody is served.
     fn live_on(&mut self) -> Verdict {
-        let (logs, skew) = (self.knobs.logs, self.skew_ns);
-        let opened = Node::open(&self.disk, &self.knobs.shard, logs, ([2; 16], skew));
-        self.say(|_| format!("opened: {:?}", opened.as_ref().map(drop)));
-        match opened {
-            Ok(node) => self.node = Some(node),
+        match self.open_with([2; 16]) {
+            Ok(()) => {}
             Err(OpenError::LogDamaged(corrupt) | OpenError::Corrupt(corrupt)) => {
                 // A chain of files that ends too early is named where it ends.
                 let in_log = |file: &str| file.starts_with("log/");

@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use nix::sys::eventfd::EventFd;
 
 use super::nice::lower_priority;
-use super::{Done, Op};
+use super::{Done, Op, Step, Work, WorkSync};
 use crate::error::IoError;
 
 #[cfg(feature = "sim")]
@@ -33,6 +33,13 @@ pub(crate) use compact::{bounded, damaged, prove};
 pub(crate) use dir::Dir;
 #[cfg(feature = "sim")]
 pub(crate) use maker::expand;
+
+/// Does steps in order, on the caller's thread, for what runs before there is a ring; all of them are
+/// durable when it returns.
+pub(crate) fn do_now(dir: &Dir, steps: Vec<Step>) -> Result<(), IoError> {
+    let sync = WorkSync::Each;
+    materialise::run(dir, &[Work { steps, sync }], &AtomicBool::new(false)).map(drop)
+}
 
 /// How much nicer the flusher and the maker are than a core.
 const NICE: i32 = 10;
