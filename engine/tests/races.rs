@@ -9,7 +9,7 @@ use ringpost_engine::format::superblock::Pair;
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, Fate, Harsh, SimConfig};
 use ringpost_engine::request::{
-    Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, UidSet,
+    Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, ScrubWhat, UidSet,
 };
 use ringpost_netproto::id::{MailboxId, Modseq};
 use testkit::{Bench, empty_disk, message, user};
@@ -479,5 +479,40 @@ fn ids_that_a_failed_sync_left_in_the_cache_are_written_again() {
         let known = matches!(again[..], [Outcome::Duplicate { .. }]);
         assert!(known, "sync {sync}: {again:?}");
         no_damage_is_named(&bench, &format!("sync {sync}"));
+    }
+}
+
+/// A log file that left the log for a backup, while a scrub had yet to read its header, was named as
+/// damaged: its handle was closed.
+#[test]
+fn a_log_file_that_leaves_the_log_is_not_damage_to_a_scrub() {
+    for turns in 0..60 {
+        let mut bench = Bench::new(ShardConfig {
+            scrub_bytes_per_s: 64 << 10,
+            checkpoint_interval_ns: 1 << 60,
+            pending_bytes_max: 1 << 20,
+            pending_records_max: 1 << 10,
+            log_files_max: 8,
+            ..ShardConfig::tiny()
+        });
+        for number in 1..90 {
+            bench.deliver(&[BOB], number, &message(number, 1_400));
+        }
+        let what = ScrubWhat::All;
+        bench.submit(Request::Scrub { what }).expect("taken");
+        for _turn in 0..turns {
+            bench.poll();
+            bench.pass_time();
+        }
+        let lease_ns = 1 << 50;
+        let begin = Request::BackupBegin { id: 1, lease_ns };
+        bench.submit(begin).expect("taken");
+        for _turn in 0..400 {
+            bench.poll();
+            bench.pass_time();
+        }
+        let named = |event: &&Event| matches!(event, Event::Notice(Notice::Damaged(_)));
+        let named = bench.events.iter().find(named);
+        assert!(named.is_none(), "after {turns} turns: {named:?}");
     }
 }

@@ -120,10 +120,16 @@ impl<I: Io> Shard<I> {
             Err(failed) => {
                 self.scrubber.buf = failed.buf;
                 let errno = failed.error.errno;
-                Err(Bad {
+                let bad = Bad {
                     offset: failed.error.offset,
                     reason: CorruptReason::Unreadable { errno },
-                })
+                };
+                // Its handle was closed when it left the log.
+                if self.is_recycled(&item.what) {
+                    Ok(())
+                } else {
+                    Err(bad)
+                }
             }
         };
         let log_id = self.identity.log_id;
@@ -181,6 +187,15 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Whether a log file has another header by now, or left the log for a backup or the archive.
+    fn is_recycled(&self, what: &What) -> bool {
+        let What::Header { number, header, .. } = what else {
+            return false;
+        };
+        let mut armed = self.log.files().armed_headers();
+        !armed.any(|(other, _, now)| (other, now) == (*number, *header))
+    }
+
     /// What is wrong with what was read. A file that was written meanwhile has a new life.
     fn own_verdict(&self, what: &What, bytes: &[u8]) -> Result<(), Bad> {
         match what {
@@ -205,9 +220,8 @@ impl<I: Io> Shard<I> {
                 }
                 Ok(())
             }
-            What::Header { number, header, .. } => {
-                let mut armed = self.log.files().armed_headers();
-                if !armed.any(|(other, _, now)| (other, now) == (*number, *header)) {
+            What::Header { header, .. } => {
+                if self.is_recycled(what) {
                     return Ok(());
                 }
                 let bad = |reason| Bad { offset: 0, reason };
