@@ -137,6 +137,10 @@ canaries! {
     LayoutUndrained = "layout-undrained",
     /// Delivery ids stay behind when the number of cores changes.
     IdsLeftBehind = "ids-left-behind",
+    /// Files of users are compacted and unlinked while somebody copies them.
+    FilesNotHeld = "files-not-held",
+    /// Who copies is told an end of the log that is not the end.
+    EndToldEarly = "end-told-early",
 }
 
 #[cfg(feature = "sim")]

@@ -313,9 +313,10 @@ pub enum Request {
     },
     /// Makes the data directory copyable while mail goes on: no compaction begins, a checkpoint is
     /// taken, and log files that it passes leave the log instead of being armed again. The same id
-    /// again gives a running backup more time. [`Event::BackupBegun`].
+    /// again gives a running backup more time, and is [`Refused::NoSuchBackup`] when that one is over.
+    /// [`Event::BackupBegun`].
     BackupBegin {
-        /// Chosen by the caller, at random: one backup at a time.
+        /// Chosen by the caller, at random, for each backup anew: one backup at a time.
         id: u64,
         /// It ends by itself after this, in ns; at most [`crate::limits::BACKUP_LEASE_NS_MAX`].
         lease_ns: u64,

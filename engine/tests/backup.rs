@@ -342,6 +342,21 @@ fn one_backup_at_a_time_and_its_lease_ends() {
     end(&mut bench, 9).expect("ended");
 }
 
+/// Who prolonged a backup too late got another one under its id, and took files of before the gap and
+/// files of after it for one copy: mail was missing in it, and nothing said so.
+#[test]
+fn a_backup_that_is_over_is_not_prolonged() {
+    let mut bench = Bench::new(ShardConfig::tiny());
+    bench.deliver(&["alice"], 1, &message(1, 500));
+    begin(&mut bench, 7).expect("begun");
+    bench.disk.advance(LEASE_NS + 1);
+    turns(&mut bench, 20);
+    assert_eq!(begin(&mut bench, 7), Err(Refused::NoSuchBackup));
+    begin(&mut bench, 8).expect("another one");
+    end(&mut bench, 8).expect("ended");
+    assert_eq!(begin(&mut bench, 8), Err(Refused::NoSuchBackup));
+}
+
 #[test]
 fn no_compaction_runs_meanwhile() {
     let mut bench = Bench::new(ShardConfig::tiny());

@@ -138,7 +138,11 @@ fn look_back(seed: u64) {
         act(&mut bench, &mut random, &mut number);
     }
     let backup = copied(&mut bench, seed + 1);
-    let own = USERS.map(|name| copied_of(&mut bench, seed + 2, Some(name)));
+    let mut id = seed + 1;
+    let own = USERS.map(|name| {
+        id += 1;
+        copied_of(&mut bench, id, Some(name))
+    });
     let mut looks = Vec::new();
     for _look in 0..4 {
         for _act in 0..random.u32(..25) {

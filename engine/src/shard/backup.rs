@@ -18,6 +18,7 @@
 use std::collections::VecDeque;
 
 use super::{Phase, Shard};
+use crate::canary::{self, Canary};
 use crate::config::ArchiveLimits;
 use crate::error::IoError;
 use crate::index::DeadFile;
@@ -32,6 +33,9 @@ pub(super) struct Backups {
     log_id: u32,
     limits: Option<ArchiveLimits>,
     running: Option<Running>,
+    /// The backup that was over last. Who prolongs it too late must not get another one under its id, and
+    /// take files of before and after the gap for one copy.
+    over: Option<u64>,
     dirs: Dirs,
     moving: Option<Moving>,
     /// In `archive/`, oldest first.
@@ -166,6 +170,7 @@ impl Backups {
             log_id,
             limits,
             running: None,
+            over: None,
             dirs,
             moving: None,
             bytes: files.iter().map(|kept| kept.bytes).sum(),
@@ -190,9 +195,14 @@ impl Backups {
         self.running.is_some()
     }
 
+    /// Whether files of users stay under the names that they have.
+    pub(super) fn holds_files(&self) -> bool {
+        self.is_running() && !canary::on(Canary::FilesNotHeld)
+    }
+
     /// Whether files of users stay although everything in them is dead.
     pub(super) fn files_kept(&self) -> Keep {
-        if self.is_running() {
+        if self.holds_files() {
             Keep::Yes
         } else {
             Keep::No
@@ -294,9 +304,16 @@ impl<I: Io> Shard<I> {
                 return Err(Refused::Busy(BusyReason::Backup));
             }
             running.until = until;
-            let result = Ok(self.positions.flushed_to().lsn());
+            let mut end = self.positions.flushed_to().lsn();
+            if canary::on(Canary::EndToldEarly) {
+                end = self.superblock.checkpoint_lsn;
+            }
+            let result = Ok(end);
             self.answer(Event::BackupBegun { ticket, result });
             return Ok(());
+        }
+        if self.backups.over == Some(id) {
+            return Err(Refused::NoSuchBackup);
         }
         if self.disk_is_full() || self.is_short_of_room() {
             return Err(Refused::DiskFull);
@@ -327,7 +344,9 @@ impl<I: Io> Shard<I> {
 
     /// Nobody copies any more: what was held for it goes, compactions may begin.
     fn end_backup(&mut self) {
-        self.backups.running = None;
+        if let Some(running) = self.backups.running.take() {
+            self.backups.over = Some(running.id);
+        }
         let files = std::mem::take(&mut self.backups.files);
         let (kept, gone): (VecDeque<Kept>, _) =
             files.into_iter().partition(|kept| kept.at_s.is_some());
@@ -359,9 +378,11 @@ impl<I: Io> Shard<I> {
 
     /// Answers who waits for a backup to begin.
     pub(super) fn refuse_backup(&mut self) {
-        let running = self.backups.running.take();
-        let waiting = running.map(|running| running.step);
-        if let Some(Step::Compaction(ticket) | Step::Checkpoint(ticket, _)) = waiting {
+        let Some(running) = self.backups.running.take() else {
+            return;
+        };
+        self.backups.over = Some(running.id);
+        if let Step::Compaction(ticket) | Step::Checkpoint(ticket, _) = running.step {
             let result = Err(Refused::NoSuchBackup);
             self.answer(Event::BackupBegun { ticket, result });
         }

@@ -466,7 +466,7 @@ impl<I: Io> Shard<I> {
     /// Removes the files of large messages that are expunged by durable records, which a crash or a
     /// snapshot left over. Those that a checkpoint is going to name and remove are left to it.
     fn unlink_dead(&mut self, index: usize, listing: &Listing, dead: &[DeadFile]) {
-        if self.backups.is_running() {
+        if self.backups.holds_files() {
             // The next load finds them again.
             return;
         }

@@ -236,7 +236,7 @@ impl<I: Io> Shard<I> {
     /// Begins with the first in the queue that is ready.
     pub(super) fn begin_compaction(&mut self, now: Now) {
         // A copy that is being made wants each user's files under the names that they have.
-        let held = self.phase != Phase::Serving || self.backups.is_running();
+        let held = self.phase != Phase::Serving || self.backups.holds_files();
         if self.compactor.look == Look::No || held {
             return;
         }

@@ -61,7 +61,7 @@ impl<I: Io> Shard<I> {
     pub(in crate::shard) fn sweep(&mut self, index: usize) {
         let durable = self.positions.durable_to().lsn();
         let user = self.users.get_mut(index);
-        if user.dead.is_empty() || self.backups.is_running() {
+        if user.dead.is_empty() || self.backups.holds_files() {
             return;
         }
         let owed = owed(user);
