@@ -55,6 +55,7 @@ fn symptoms(canary: Canary) -> &'static [&'static str] {
         Canary::DedupeNotRefilled | Canary::IdsLeftBehind => &["was stored twice"],
         Canary::DuplicateInFlight | Canary::RefusedRemembered => &["is called a duplicate"],
         Canary::ReplayedTwice => &[" after "],
+        Canary::FilesNotHeld | Canary::EndToldEarly => &["a copy "],
         Canary::QuotaCountedTwice => &["is said to keep", "over quota"],
         Canary::BodyApart => &["BODY"],
         Canary::SeedLeftOut => &[

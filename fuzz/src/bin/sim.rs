@@ -189,7 +189,10 @@ fn report(failures: &mut [Failure], (done, all): (u64, &Stats), seconds: f64) ->
         all.fatal,
         all.wounds
     );
-    println!("{} changes of the number of cores", all.layouts);
+    println!(
+        "{} changes of the number of cores, {} copies of a working node",
+        all.layouts, all.copies
+    );
     println!(
         "{} operations ({rate:.0}/s), {} messages stored, {} checkpoints, {} compactions; {seconds:.1} s",
         all.operations, all.stored, all.checkpoints, all.compactions

@@ -98,6 +98,8 @@ pub(super) enum Asked {
     /// A page that is held against the model by who asked.
     Look,
     Checkpoint,
+    /// A backup's begin, its prolongation, or its end.
+    Backup,
     Drain,
 }
 

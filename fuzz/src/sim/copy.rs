@@ -77,7 +77,7 @@ impl ReadTree for Working {
 #[derive(Default)]
 struct Files {
     dirs: BTreeSet<RelPath>,
-    files: BTreeMap<RelPath, Vec<u8>>,
+    by_name: BTreeMap<RelPath, Vec<u8>>,
     /// Blanks of a user's copy are holes.
     sparse: bool,
 }
@@ -89,7 +89,7 @@ impl Target for Files {
     }
 
     fn write(&mut self, file: &RelPath, offset: u64, data: &[u8]) -> Result<(), IoError> {
-        let bytes = self.files.entry(file.clone()).or_default();
+        let bytes = self.by_name.entry(file.clone()).or_default();
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         assert!(from <= bytes.len() || self.sparse, "a hole in {file}");
         bytes.resize(from, 0);
@@ -98,8 +98,8 @@ impl Target for Files {
     }
 
     fn link(&mut self, from: &RelPath, to: &RelPath) -> Result<bool, IoError> {
-        let bytes = self.files.get(from).cloned().unwrap_or_default();
-        self.files.insert(to.clone(), bytes);
+        let bytes = self.by_name.get(from).cloned().unwrap_or_default();
+        self.by_name.insert(to.clone(), bytes);
         Ok(true)
     }
 }
@@ -112,7 +112,7 @@ impl Files {
         for dir in &self.dirs {
             disk.put_dir(dir);
         }
-        for (path, bytes) in &self.files {
+        for (path, bytes) in &self.by_name {
             disk.put(path, bytes);
         }
         disk
@@ -346,7 +346,7 @@ impl Sim {
             if mine.contains(mail) || !holds(stored) {
                 continue;
             }
-            let found = files.files.iter().find(|(_, bytes)| holds(bytes));
+            let found = files.by_name.iter().find(|(_, bytes)| holds(bytes));
             ensure!(
                 found.is_none(),
                 "a copy of user {only} has mail {mail}, which others got, in {:?}",

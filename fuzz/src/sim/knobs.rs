@@ -84,6 +84,8 @@ pub(super) struct Knobs {
 pub(super) struct Hazards {
     /// The number of cores changes at restarts, crashes in the change included.
     pub(super) cores: bool,
+    /// Copies are made of the node while it works.
+    pub(super) copies: bool,
 }
 
 /// Apart from what a seed's own stream draws.
@@ -95,6 +97,7 @@ impl Hazards {
         let mut rng = Rng::with_seed(seed ^ HAZARDS);
         let hazards = Self {
             cores: rng.u8(..4) == 0,
+            copies: rng.u8(..4) == 0,
         };
         (hazards, rng)
     }

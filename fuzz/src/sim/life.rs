@@ -208,27 +208,41 @@ impl Sim {
             if self.is_over() {
                 return Ok(());
             }
-            let kind = self.knobs.kind(&mut self.rng);
-            match kind {
-                Kind::Pause => {
-                    for _turn in 0..self.rng.u32(1..60) {
-                        self.turn()?;
-                    }
-                }
-                Kind::Settle => {
-                    self.settle()?;
-                    self.clear_doubts()?;
-                }
-                Kind::Large => self.begin_upload()?,
-                kind => {
-                    if let Some(draft) = self.draft(kind) {
-                        self.submit(draft)?;
-                    }
+            self.step()?;
+            if self.hazards.copies && !self.oracle.excuses.rotten && self.hazard_rng.u8(..16) == 0 {
+                self.back_up()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One thing that somebody does, and some turns behind it.
+    pub(super) fn step(&mut self) -> Verdict {
+        let kind = self.knobs.kind(&mut self.rng);
+        // These would wait until a backup ends by itself.
+        let waits = matches!(kind, Kind::Compact | Kind::Settle);
+        if self.backup.is_some() && waits && self.hazard_rng.u8(..8) > 0 {
+            return Ok(());
+        }
+        match kind {
+            Kind::Pause => {
+                for _turn in 0..self.rng.u32(1..60) {
+                    self.turn()?;
                 }
             }
-            for _turn in 0..self.rng.u32(..=self.knobs.turns_max) {
-                self.turn()?;
+            Kind::Settle => {
+                self.settle()?;
+                self.clear_doubts()?;
             }
+            Kind::Large => self.begin_upload()?,
+            kind => {
+                if let Some(draft) = self.draft(kind) {
+                    self.submit(draft)?;
+                }
+            }
+        }
+        for _turn in 0..self.rng.u32(..=self.knobs.turns_max) {
+            self.turn()?;
         }
         Ok(())
     }
@@ -478,6 +492,7 @@ impl Sim {
         self.finishes.clear();
         self.appending.clear();
         self.oracle.snapshots.clear();
+        self.backup = None;
         self.stats.stored = self.oracle.stored;
         self.skew_ns = if self.knobs.clock_back {
             self.rng.i64(-3_600_000_000_000..3_600_000_000_000)
@@ -514,30 +529,36 @@ impl Sim {
     /// Everything without a fault: look, checkpoint, look, drain, open, look.
     fn last_life(&mut self) -> Verdict {
         for round in 0..2 {
-            self.oracle.excuses.hurt = !self.disk.wounds().is_empty();
-            self.oracle.excuses.full = false;
-            self.repair_disk();
-            ensure!(self.open_plainly()?, "the store does not open at last");
-            for who in 0..self.knobs.users {
-                self.look_at(who)?;
-            }
-            let count = self.node.as_ref().map_or(0, Node::count);
-            for shard in 0..count {
-                self.submit((shard, Request::Checkpoint, Asked::Checkpoint))?;
-            }
-            self.settle()?;
-            self.disk_is_sound()?;
-            for who in 0..self.knobs.users {
-                let doubts = &self.oracle.person(who).doubts;
-                ensure!(doubts.is_empty(), "still in doubt: {doubts:?}");
-                self.look_at(who)?;
-            }
+            self.whole_round()?;
             if round == 0 {
                 self.drain()?;
             }
             self.crash();
         }
         if self.knobs.rots { self.rot() } else { Ok(()) }
+    }
+
+    /// Opens the store, looks at everybody, makes a checkpoint, looks again; all without a fault.
+    pub(super) fn whole_round(&mut self) -> Verdict {
+        self.oracle.excuses.hurt = !self.disk.wounds().is_empty();
+        self.oracle.excuses.full = false;
+        self.repair_disk();
+        ensure!(self.open_plainly()?, "the store does not open at last");
+        for who in 0..self.knobs.users {
+            self.look_at(who)?;
+        }
+        let count = self.node.as_ref().map_or(0, Node::count);
+        for shard in 0..count {
+            self.submit((shard, Request::Checkpoint, Asked::Checkpoint))?;
+        }
+        self.settle()?;
+        self.disk_is_sound()?;
+        for who in 0..self.knobs.users {
+            let doubts = &self.oracle.person(who).doubts;
+            ensure!(doubts.is_empty(), "still in doubt: {doubts:?}");
+            self.look_at(who)?;
+        }
+        Ok(())
     }
 
     pub(super) fn open_plainly(&mut self) -> Result<bool, String> {

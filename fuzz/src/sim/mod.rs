@@ -8,6 +8,7 @@
 //! against what the earlier ones were told (`oracle`, `look`).
 
 mod asked;
+mod copy;
 mod knobs;
 mod life;
 mod look;
@@ -62,6 +63,8 @@ pub struct Stats {
     pub wounds: u64,
     /// Changes of the number of cores that ended.
     pub layouts: u64,
+    /// Copies of a working node that were held against the model.
+    pub copies: u64,
 }
 
 impl Stats {
@@ -76,6 +79,7 @@ impl Stats {
         self.checkpoints += other.checkpoints;
         self.wounds += other.wounds;
         self.layouts += other.layouts;
+        self.copies += other.copies;
     }
 }
 
@@ -159,6 +163,8 @@ struct Sim {
     /// The ticket whose answer is waited for, and the answer.
     wanted: Option<Place>,
     answer: Option<Event>,
+    /// The backup under way.
+    backup: Option<copy::Backup>,
     /// What a client knew of a mailbox: by user, mailbox and uidvalidity.
     clients: BTreeMap<(usize, u32, u32), life::Client>,
     stats: Stats,
@@ -170,16 +176,30 @@ impl Sim {
         let mut rng = Rng::with_seed(seed);
         let mut knobs = Knobs::draw(&mut rng, seed);
         knobs.disk.trace = trace == Trace::Kept;
-        let (hazards, hazard_rng) = Hazards::draw(seed);
+        let (hazards, mut hazard_rng) = Hazards::draw(seed);
         let disk = node::empty_disk(knobs.disk.clone(), knobs.logs);
-        let window = knobs.shard.dedupe_entries / 2;
-        let mut sim = Self {
-            oracle: Oracle::new(knobs.users, window),
-            rng,
+        let oracle = Oracle::new(knobs.users, knobs.shard.dedupe_entries / 2);
+        let mut sim = Self::on(disk, (knobs, hazards), oracle, &mut hazard_rng);
+        (sim.rng, sim.hazard_rng) = (rng, hazard_rng);
+        sim.trace = (trace == Trace::Kept).then(String::new);
+        sim.say(|sim| format!("seed {seed}: {:?}, {:?}", sim.knobs, sim.hazards));
+        sim
+    }
+
+    /// The world of a store on a disk, of which `oracle` knows what is there.
+    fn on(
+        disk: SimDisk,
+        (knobs, hazards): (Knobs, Hazards),
+        oracle: Oracle,
+        rng: &mut Rng,
+    ) -> Self {
+        Self {
+            rng: rng.fork(),
+            hazard_rng: rng.fork(),
             logs: knobs.logs,
             knobs,
             hazards,
-            hazard_rng,
+            oracle,
             disk,
             node: None,
             skew_ns: 0,
@@ -192,12 +212,11 @@ impl Sim {
             steps_seen: 0,
             wanted: None,
             answer: None,
+            backup: None,
             clients: BTreeMap::new(),
             stats: Stats::default(),
-            trace: (trace == Trace::Kept).then(String::new),
-        };
-        sim.say(|sim| format!("seed {seed}: {:?}, {:?}", sim.knobs, sim.hazards));
-        sim
+            trace: None,
+        }
     }
 
     /// Adds a line to the trace.
@@ -244,9 +263,13 @@ impl Sim {
                 if let Asked::Stage { upload } = asked {
                     self.drop_stage(upload)?;
                 }
-                if !(refused == Refused::NoSuchSnapshot) {
-                    self.excuse();
-                    self.oracle.excused(&refused)?;
+                match refused {
+                    Refused::NoSuchSnapshot => {}
+                    Refused::NoSuchBackup => self.may_be_given_up(shard)?,
+                    refused => {
+                        self.excuse();
+                        self.oracle.excused(&refused)?;
+                    }
                 }
                 Ok(None)
             }
@@ -352,6 +375,7 @@ impl Sim {
                     self.drop_stage(upload)?;
                 }
             }
+            Asked::Backup => self.backup_begun(shard, &event),
             Asked::SnapshotOpen { who, mailbox } => {
                 self.snapshot_opened(shard, *who, *mailbox, &event);
             }
@@ -479,6 +503,8 @@ fn ticket_of(event: &Event) -> Option<Ticket> {
         | Event::SnapshotOpened { ticket, .. }
         | Event::Compacted { ticket, .. }
         | Event::Checkpointed { ticket, .. }
+        | Event::BackupBegun { ticket, .. }
+        | Event::BackupEnded { ticket, .. }
         | Event::Drained { ticket, .. } => Some(*ticket),
         _ => None,
     }

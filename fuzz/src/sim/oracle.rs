@@ -243,6 +243,19 @@ impl Oracle {
                 Err(refused) => self.excused(refused),
             },
             (
+                Asked::Backup,
+                Event::BackupBegun {
+                    result: Err(refused),
+                    ..
+                }
+                | Event::BackupEnded {
+                    result: Err(refused),
+                    ..
+                },
+            ) if *refused != Refused::NoSuchBackup => self.excused(refused),
+            // Whether a backup may be unknown, who asked looks at.
+            (Asked::Backup, Event::BackupBegun { .. } | Event::BackupEnded { .. })
+            | (
                 Asked::Stage { .. },
                 Event::StageBegun { .. }
                 | Event::StageWritten { .. }
