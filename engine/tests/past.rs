@@ -243,3 +243,72 @@ fn what_cannot_be_looked_at_is_said() {
     assert!(matches!(hole, PastError::Hole(_)), "{hole}");
     assert!(hole.to_string().contains("take a newer one"), "{hole}");
 }
+
+/// A log file into which no frame came before two crashes was armed again, and the walk over the log
+/// ended in front of it, though it went on: the past was served without what came since, and without a
+/// word.
+#[test]
+fn files_that_stayed_empty_do_not_end_the_past() {
+    for crashes in 0..5 {
+        for drained in [false, true] {
+            let mut bench =
+                Bench::on(empty_disk(SimConfig::new(crashes)), archiving()).expect("opens");
+            bench.deliver(&["bob"], 1, &message(1, 300));
+            let backup = copied(&mut bench, 1);
+            for number in 2..8 {
+                bench.deliver(&["bob"], number, &message(number, 300));
+                bench.checkpoint();
+                turns(&mut bench, 20);
+                for _crash in 0..crashes {
+                    if drained {
+                        bench.drain();
+                    }
+                    bench = bench.crash(Crash::Kill);
+                    turns(&mut bench, 20);
+                }
+            }
+            let at = now_of(&bench.disk).wall;
+            let seen = present(&bench.disk, "bob");
+            assert!(seen.is_some(), "it has mail");
+            let found = past(&backup, &bench.disk, "bob", at);
+            assert!(found == seen, "{crashes} crashes, drained: {drained}");
+        }
+    }
+}
+
+/// Only the archives of as many logs as there are now were looked into.
+#[test]
+fn a_large_message_is_found_in_the_archive_of_a_core_that_is_gone() {
+    let mut bench = Bench::new(archiving());
+    bench.deliver(&["bob"], 1, &message(1, 300));
+    let backup = copied(&mut bench, 1);
+    bench.deliver_large(&["bob"], 2, &message(2, 9_000));
+    let at = now_of(&bench.disk).wall;
+    bench.disk.advance(2_000_000);
+    let before = present(&bench.disk, "bob").expect("it has mail");
+    let gone = bench.expunge("bob", MailboxId::INBOX, uids(&[2]));
+    gone.expect("it is there");
+    bench.checkpoint();
+    turns(&mut bench, 20);
+    let node = SimDisk::new(SimConfig::new(1));
+    for (name, size) in bench.disk.tree() {
+        let path = |name: &str| {
+            let names = name.split('/');
+            names.fold(RelPath::root(), |dir, name| {
+                dir.entry(name).expect("a name")
+            })
+        };
+        let is_large = name.starts_with("archive/00/") && name.strip_suffix(".mbox").is_some();
+        let to = if is_large {
+            name.replace("archive/00/", "archive/05/")
+        } else {
+            name.clone()
+        };
+        match size {
+            Some(_) => node.put(&path(&to), &bench.disk.read(&path(&name)).expect("listed")),
+            None => node.put_dir(&path(&to)),
+        }
+    }
+    assert_eq!(node.list(&RelPath::archive_dir(5)).len(), 1);
+    assert_eq!(past(&backup, &node, "bob", at), Some(before));
+}

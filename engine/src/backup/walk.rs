@@ -189,24 +189,51 @@ impl<'a> Walker<'a> {
             return Ok(step);
         }
         let files = self.files()?;
-        let follows = |(_, other, _): &&(RelPath, LogFileHeader, u64)| {
-            other.previous_salt == header.salt && other.sequence > header.sequence
-        };
-        let successor = files.iter().filter(follows);
-        let Some((path, next, _)) = successor.max_by_key(|(_, other, _)| other.sequence) else {
-            self.window.clear();
-            return Ok(Step::End);
-        };
-        if next.start_lsn == self.pos {
+        let pos = self.pos;
+        // Whatever names the file as its predecessor, or begins here: one that no frame came into before a
+        // crash is armed again sooner or later, and the chain that went through it is cut. Frames name the
+        // one before them, too.
+        let later = files
+            .iter()
+            .filter(|(_, other, _)| other.sequence > header.sequence);
+        let here = later.clone().filter(|(_, other, _)| other.start_lsn == pos);
+        if let Some((path, next, _)) = here.max_by_key(|(_, other, _)| other.sequence) {
             let (path, next) = (path.clone(), *next);
             self.enter(path.clone(), next);
             return Ok(Step::File { header: next, path });
         }
+        let follows = later
+            .clone()
+            .filter(|(_, other, _)| other.previous_salt == header.salt);
+        let Some((path, next, _)) = follows.max_by_key(|(_, other, _)| other.sequence) else {
+            let beyond = later.filter(|(_, other, _)| other.start_lsn > pos);
+            return self.end_of_log(&header, beyond);
+        };
         // It is armed ahead, or the log went on since the last look.
         let is_filled = self.has_frames(path, next)?;
         match self.frame(&header)? {
             Ok(step) => Ok(step),
             Err(error) if is_filled => Err(self.damaged(&header, error)),
+            Err(_) => {
+                self.window.clear();
+                Ok(Step::End)
+            }
+        }
+    }
+
+    /// The log ends here, unless it has a hole: files behind it that are filled.
+    fn end_of_log<'f>(
+        &mut self,
+        header: &LogFileHeader,
+        beyond: impl Iterator<Item = &'f (RelPath, LogFileHeader, u64)>,
+    ) -> Result<Step, BackupError> {
+        let mut is_filled = false;
+        for (path, other, _) in beyond {
+            is_filled |= self.has_frames(path, other)?;
+        }
+        match self.frame(header)? {
+            Ok(step) => Ok(step),
+            Err(_) if is_filled => Err(self.gap()),
             Err(_) => {
                 self.window.clear();
                 Ok(Step::End)

@@ -464,7 +464,14 @@ impl Later<'_> {
             }
         }
         // It was expunged since; the seconds at the end of its name are not known.
-        for log_id in 0..self.store.logs {
+        let dirs = match self.node.list(&RelPath::archive_root()) {
+            Ok(dirs) => dirs,
+            Err(error) if error.is_not_found() => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        // Of any log that there was, whatever the number of cores is now.
+        let ids = dirs.iter();
+        for log_id in ids.filter_map(|(name, _)| u32::from_str_radix(name, 16).ok()) {
             let archived = last.archived_large(log_id, 0);
             let name = archived.as_ref().map(RelPath::file_name);
             let start = name
