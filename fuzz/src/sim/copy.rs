@@ -28,6 +28,7 @@ use super::knobs::Hazards;
 use super::model::{Person, Verdict, ensure};
 use super::node::Node;
 use super::oracle::Oracle;
+use super::past::Past;
 
 /// What time passes on the disk while a file is read or a directory listed, at most.
 const READ_NS_MAX: u64 = 400_000;
@@ -106,8 +107,8 @@ impl Target for Files {
 
 impl Files {
     /// On a disk of a machine on which as much time has passed.
-    fn into_disk(self, config: SimConfig, now_ns: u64) -> SimDisk {
-        let disk = SimDisk::new(config);
+    fn disk(&self, config: &SimConfig, now_ns: u64) -> SimDisk {
+        let disk = SimDisk::new(config.clone());
         disk.advance(now_ns);
         for dir in &self.dirs {
             disk.put_dir(dir);
@@ -158,7 +159,12 @@ impl Sim {
             trace: self.knobs.disk.trace,
             ..self.knobs.disk.clone()
         };
-        let disk = files.into_disk(config, self.disk.now_ns());
+        let now_ns = self.disk.now_ns();
+        if self.hazards.archive && (self.past.is_none() || self.hazard_rng.bool()) {
+            self.past = Some(Past::new(files.disk(&config, now_ns), only));
+            self.has_holes = false;
+        }
+        let disk = files.disk(&config, now_ns);
         self.restore(disk, backup.people, only)
             .map_err(|what| format!("a copy of {only:?}: {what}"))
     }
@@ -383,6 +389,7 @@ impl Sim {
         (oracle.stored, oracle.places) = (self.oracle.stored, self.oracle.places);
         let hazards = Hazards {
             copies: false,
+            archive: false,
             ..self.hazards.clone()
         };
         let mut knobs = self.knobs.clone();

@@ -2,7 +2,7 @@
 //! kinds of work there are (swarm testing: each seed leaves some out, so that others come in masses).
 
 use fastrand::Rng;
-use ringpost_engine::config::{CheckpointSync, ShardConfig};
+use ringpost_engine::config::{ArchiveLimits, CheckpointSync, ShardConfig};
 use ringpost_engine::io::sim::{Fate, Harsh, Model, SimConfig};
 
 /// Kinds of work; a weight each.
@@ -86,6 +86,8 @@ pub(super) struct Hazards {
     pub(super) cores: bool,
     /// Copies are made of the node while it works.
     pub(super) copies: bool,
+    /// The log is archived, and users are looked at as of moments since a copy was made.
+    pub(super) archive: bool,
 }
 
 /// Apart from what a seed's own stream draws.
@@ -95,9 +97,13 @@ impl Hazards {
     /// Draws all of them; the stream goes on for what they draw later.
     pub(super) fn draw(seed: u64) -> (Self, Rng) {
         let mut rng = Rng::with_seed(seed ^ HAZARDS);
+        let (cores, copies) = (rng.u8(..4) == 0, rng.u8(..4) == 0);
+        let archive = rng.u8(..4) == 0;
         let hazards = Self {
-            cores: rng.u8(..4) == 0,
-            copies: rng.u8(..4) == 0,
+            cores,
+            // Without one there is nothing to go on from.
+            copies: copies || archive,
+            archive,
         };
         (hazards, rng)
     }
@@ -136,6 +142,15 @@ impl Knobs {
             clock_back: rng.u8(..3) == 0,
             quota: rng.u8(..3) == 0,
         }
+    }
+
+    /// Everything is archived, for ever, and the clock that tells moments goes forward.
+    pub(super) fn archive(&mut self) {
+        self.shard.archive = Some(ArchiveLimits {
+            age_s: 1 << 40,
+            bytes: 1 << 40,
+        });
+        self.clock_back = false;
     }
 
     /// The kind of the next step.

@@ -198,6 +198,7 @@ impl Sim {
             for who in 0..self.knobs.users {
                 self.look_at(who)?;
             }
+            self.remember();
         }
         Ok(())
     }
@@ -480,6 +481,7 @@ impl Sim {
             self.stats.compactions += node.metric(|metrics| metrics.compactions);
             self.stats.checkpoints += node.metric(|metrics| metrics.checkpoints);
         }
+        self.has_holes |= self.oracle.excuses.full || self.disk.faults() > 0;
         let disk = self.disk.crash(kind);
         self.node = None;
         self.disk = disk;
@@ -530,11 +532,13 @@ impl Sim {
     fn last_life(&mut self) -> Verdict {
         for round in 0..2 {
             self.whole_round()?;
+            self.remember();
             if round == 0 {
                 self.drain()?;
             }
             self.crash();
         }
+        self.look_back()?;
         if self.knobs.rots { self.rot() } else { Ok(()) }
     }
 

@@ -16,6 +16,7 @@ mod mail;
 mod model;
 pub(crate) mod node;
 mod oracle;
+mod past;
 mod rot;
 mod upload;
 mod work;
@@ -65,6 +66,8 @@ pub struct Stats {
     pub layouts: u64,
     /// Copies of a working node that were held against the model.
     pub copies: u64,
+    /// Users who were looked at as of a moment in the past.
+    pub looks_back: u64,
 }
 
 impl Stats {
@@ -80,6 +83,7 @@ impl Stats {
         self.wounds += other.wounds;
         self.layouts += other.layouts;
         self.copies += other.copies;
+        self.looks_back += other.looks_back;
     }
 }
 
@@ -165,6 +169,10 @@ struct Sim {
     answer: Option<Event>,
     /// The backup under way.
     backup: Option<copy::Backup>,
+    /// A backup of a node that archives.
+    past: Option<past::Past>,
+    /// The disk may have kept a log file or a large message out of the archive.
+    has_holes: bool,
     /// What a client knew of a mailbox: by user, mailbox and uidvalidity.
     clients: BTreeMap<(usize, u32, u32), life::Client>,
     stats: Stats,
@@ -177,6 +185,9 @@ impl Sim {
         let mut knobs = Knobs::draw(&mut rng, seed);
         knobs.disk.trace = trace == Trace::Kept;
         let (hazards, mut hazard_rng) = Hazards::draw(seed);
+        if hazards.archive {
+            knobs.archive();
+        }
         let disk = node::empty_disk(knobs.disk.clone(), knobs.logs);
         let oracle = Oracle::new(knobs.users, knobs.shard.dedupe_entries / 2);
         let mut sim = Self::on(disk, (knobs, hazards), oracle, &mut hazard_rng);
@@ -213,6 +224,8 @@ impl Sim {
             wanted: None,
             answer: None,
             backup: None,
+            past: None,
+            has_holes: false,
             clients: BTreeMap::new(),
             stats: Stats::default(),
             trace: None,
@@ -412,6 +425,7 @@ impl Sim {
     }
 
     fn notice(&mut self, notice: &Notice) -> Verdict {
+        self.has_holes |= matches!(notice, Notice::BackupGivenUp { .. });
         let world = &mut self.oracle.excuses;
         if let Notice::Corrupt(corrupt) = notice
             && let Some((dir, _)) = corrupt.file.split_once("/info.")
