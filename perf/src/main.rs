@@ -18,6 +18,7 @@ mod engine;
 mod environment;
 mod flame;
 mod hist;
+mod letters;
 mod peers;
 mod process;
 mod programs;

@@ -12,6 +12,7 @@ use super::lmtp::Transfer;
 use super::plan::{Plan, Serials, Visit};
 use super::window::{WarmUp, WarmUpArg, Window};
 use crate::address::Address;
+use crate::letters::Size;
 use crate::programs::{Programs, Rebuild};
 use crate::schedule::Pace;
 use crate::workload::{LineEnd, Popularity, Users};
@@ -22,7 +23,7 @@ pub(crate) struct CellKey {
     /// Door.
     pub(crate) via: Via,
     /// Bytes of a message.
-    pub(crate) size: usize,
+    pub(crate) size: Size,
     /// Messages without an answer.
     pub(crate) in_flight: usize,
 }
@@ -41,9 +42,14 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "node")]
     pub(crate) via: Vec<Via>,
 
-    /// Bytes of a message; several make a matrix
-    #[arg(long, value_delimiter = ',', default_value = "4096")]
-    pub(crate) size: Vec<usize>,
+    /// Bytes of a message, or `mix`: from 1.5 KiB to 3 MiB; several make a matrix
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "4096",
+        value_name = "BYTES|mix"
+    )]
+    pub(crate) size: Vec<Size>,
 
     /// Messages sent and not answered; several make a matrix
     #[arg(long, value_delimiter = ',', default_value = "64")]
@@ -176,14 +182,9 @@ impl Args {
             self.users
         );
         for &size in &self.size {
-            ensure!(
-                size >= crate::workload::BYTES_MIN,
-                "--size {size} is too small for a header: at least {}",
-                crate::workload::BYTES_MIN
-            );
             for &in_flight in &self.in_flight {
                 ensure!(
-                    size.saturating_mul(in_flight) <= LETTERS_BYTES_MAX,
+                    size.mean().saturating_mul(in_flight) <= LETTERS_BYTES_MAX,
                     "--size {size} with --in-flight {in_flight} needs more than 2 GiB of memory"
                 );
             }
@@ -382,7 +383,7 @@ mod tests {
         let cells = args.cells();
         let cell = |via, size, in_flight| CellKey {
             via,
-            size,
+            size: Size::Bytes(size),
             in_flight,
         };
         assert_eq!(cells.len(), 8);
@@ -403,7 +404,7 @@ mod tests {
             let args = parse(line);
             let cell = CellKey {
                 via: args.via[0],
-                size: 512,
+                size: Size::Bytes(512),
                 in_flight,
             };
             assert_eq!(args.reach(cell, None).connections, connections, "{line}");
@@ -415,7 +416,6 @@ mod tests {
     fn nonsense_is_refused_in_a_sentence() {
         for (line, word) in [
             ("--in-flight 0", "in-flight"),
-            ("--size 10", "too small"),
             ("--size 1000000 --in-flight 10000", "2 GiB"),
             ("--recipients 2 --users 1", "more than"),
             ("--recipients 1001", "1000"),

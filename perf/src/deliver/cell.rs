@@ -26,6 +26,7 @@ use super::verify::{self, Verification};
 use super::window::{self, CHECKPOINTS, Window};
 use crate::address::Address;
 use crate::daemon::{Daemon, Setup};
+use crate::letters::Size;
 use crate::process::{CpuTime, resident_bytes_max};
 use crate::programs::Programs;
 use crate::scrape::Metrics;
@@ -244,7 +245,9 @@ pub(crate) fn echo_per_s(plan: &Plan, connections: usize, each: Duration) -> any
     plan.pace = crate::schedule::Pace::Closed;
     plan.window = Window::at(Duration::ZERO, each);
     let sockets = socket_folder()?;
-    let fake = Fake::start(sockets.path(), Dialect::Echo { size: plan.size })?;
+    let size = plan.size.mean();
+    plan.size = Size::Bytes(size);
+    let fake = Fake::start(sockets.path(), Dialect::Echo { size })?;
     let session = || -> Box<dyn Session> { Box::new(EchoSession::default()) };
     let links = connect(&fake.address(), connections, &session)?;
     let tally = load(&plan, 1, links, Instant::now())?;
@@ -545,7 +548,7 @@ mod tests {
     #[test]
     fn large_messages_and_many_recipients_are_answered_too() {
         let mut plan = plan(16);
-        plan.size = 300_000;
+        plan.size = Size::Bytes(300_000);
         plan.recipients = 3;
         let findings = run(&plan, &reach(Via::Node, 2, 1), &Target::Fake).unwrap();
         assert_eq!(

@@ -18,8 +18,8 @@ use super::link::{Blocked, Link, READ_BYTES};
 use super::plan::{Plan, Serials};
 use super::session::{Answer, Mail, Outcome};
 use super::tally::{Tally, Watched};
+use crate::letters::Letters;
 use crate::schedule::Arrivals;
-use crate::workload::Letter;
 
 const TIMER_TOKEN: u64 = u64::MAX;
 
@@ -42,6 +42,8 @@ pub(crate) struct Share {
 struct Place {
     /// The message; `None` if the place is free.
     sealed: Option<Bytes>,
+    /// Which letter it is.
+    letter: usize,
     serial: u64,
     due: Duration,
     /// Users not answered yet.
@@ -67,7 +69,7 @@ struct Worker<'a> {
     begin: Instant,
     arrivals: Option<Arrivals>,
     random: fastrand::Rng,
-    letters: Vec<Letter>,
+    letters: Letters,
     places: Vec<Place>,
     free: VecDeque<usize>,
     drawn: Vec<usize>,
@@ -200,11 +202,8 @@ impl<'a> Worker<'a> {
 
     fn start(&mut self, slot: usize, due: Duration, elapsed: Duration) {
         let index = slot % self.ports.len();
-        let (Some(letter), Some(place), Some(port)) = (
-            self.letters.get_mut(slot),
-            self.places.get_mut(slot),
-            self.ports.get_mut(index),
-        ) else {
+        let (Some(place), Some(port)) = (self.places.get_mut(slot), self.ports.get_mut(index))
+        else {
             return;
         };
         let thread = u64::try_from(self.share.thread).unwrap_or(0) << SERIAL_THREAD_SHIFT;
@@ -221,8 +220,10 @@ impl<'a> Worker<'a> {
         place.waiting = self.drawn.len();
         place.failed = 0;
         place.due = due;
-        let bytes = letter.seal(place.serial);
+        let (letter, bytes) = self.letters.seal(place.serial, &mut self.random);
+        place.letter = letter;
         place.sealed = Some(bytes.clone());
+        self.bytes_sent += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let mail = Mail {
             slot,
             bytes,
@@ -233,7 +234,6 @@ impl<'a> Worker<'a> {
         port.dirty = true;
         self.tally.sent += 1;
         self.tally.late_max = self.tally.late_max.max(elapsed.saturating_sub(due));
-        self.bytes_sent += u64::try_from(self.plan.size).unwrap_or(u64::MAX);
         let threads = u64::try_from(self.share.threads).unwrap_or(1);
         self.tally.capped = self.bytes_sent >= self.plan.bytes_max / threads;
         if let Err(error) = submitted {
@@ -341,7 +341,7 @@ impl<'a> Worker<'a> {
         };
         let to = Watched {
             user,
-            slot: answer.slot,
+            letter: place.letter,
             serial: place.serial,
         };
         self.tally
@@ -352,10 +352,8 @@ impl<'a> Worker<'a> {
             if place.failed == 0 {
                 self.tally.count_message(self.plan, place.due, elapsed);
             }
-            if let (Some(sealed), Some(letter)) =
-                (place.sealed.take(), self.letters.get_mut(answer.slot))
-            {
-                letter.take_back(sealed);
+            if let Some(sealed) = place.sealed.take() {
+                self.letters.put_back(place.letter, sealed);
             }
             self.free.push_back(answer.slot);
         }
@@ -381,14 +379,12 @@ impl<'a> Worker<'a> {
         let Some(sealed) = place.sealed.take() else {
             return;
         };
-        if let Some(letter) = self.letters.get_mut(slot) {
-            letter.take_back(sealed);
-        }
+        self.letters.put_back(place.letter, sealed);
         let refused = Outcome::Refused(why.to_owned());
         for user in place.recipients.drain(..).flatten() {
             let to = Watched {
                 user,
-                slot,
+                letter: place.letter,
                 serial: place.serial,
             };
             self.tally
@@ -403,7 +399,7 @@ impl<'a> Worker<'a> {
         }
         let elapsed = self.begin.elapsed();
         self.tally.count_overdue(self.plan, self.arrivals, elapsed);
-        self.tally.close(self.letters);
+        self.tally.close(self.letters.into_all());
         self.tally
     }
 }

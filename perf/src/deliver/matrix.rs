@@ -169,7 +169,7 @@ fn is_of(line: &Value, key: CellKey, args: &DeliverArgs, commit: &str) -> bool {
     line["kind"] == "deliver"
         && line["commit"] == commit
         && line["via"] == key.via.name()
-        && line["size"] == key.size
+        && line["size"] == serde_json::json!(key.size)
         && line["in_flight"] == key.in_flight
         && line["users"] == args.users
         && line["seconds"] == args.seconds
@@ -226,7 +226,7 @@ fn markdown(lines: &[&Value]) -> String {
     for line in lines {
         let mut row = vec![
             line["via"].as_str().unwrap_or("-").to_owned(),
-            line["size"].as_u64().map_or("-".to_owned(), table::bytes),
+            size(&line["size"]),
             line["in_flight"].to_string(),
         ];
         row.extend(COLUMNS.map(|(_, field, show)| cell(line, field, show)));
@@ -238,6 +238,12 @@ fn markdown(lines: &[&Value]) -> String {
         text.push_str(" |\n");
     }
     text
+}
+
+/// A size as [`Size::label`](crate::letters::Size::label) shows it.
+fn size(value: &Value) -> String {
+    let bytes = value.as_u64().map(table::bytes);
+    bytes.unwrap_or_else(|| value.as_str().unwrap_or("-").to_owned())
 }
 
 fn cell(line: &Value, field: &str, show: fn(f64) -> String) -> String {

@@ -7,13 +7,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 
 use super::plan::{Plan, Serials};
 use super::session::Outcome;
 use super::tally::{Tally, Watched};
 use crate::address::Address;
+use crate::letters::Letters;
 use crate::schedule::Arrivals;
-use crate::workload::{Letter, SENDER};
+use crate::workload::SENDER;
 
 #[expect(
     clippy::disallowed_types,
@@ -25,6 +27,7 @@ type Lock<T> = std::sync::Mutex<T>;
 struct Shared {
     arrivals: Option<Arrivals>,
     random: fastrand::Rng,
+    letters: Letters,
     tally: Tally,
     bytes_sent: u64,
 }
@@ -32,6 +35,9 @@ struct Shared {
 /// A message to be sent by a thread.
 struct Task {
     due: Duration,
+    /// The number of its letter, and the message.
+    letter: usize,
+    bytes: Bytes,
     serial: u64,
     recipients: Vec<usize>,
 }
@@ -44,29 +50,21 @@ pub(crate) fn run(plan: &Plan, calls: &Calls<'_>, begin: Instant) -> anyhow::Res
     let shared = Lock::new(Shared {
         arrivals: Arrivals::new(plan.pace, 1, plan.seed),
         random: fastrand::Rng::with_seed(plan.seed),
+        letters: plan.letters(0, plan.in_flight)?,
         tally: Tally::new(plan.users.count()),
         bytes_sent: 0,
     });
-    let letters = plan.letters(0, plan.in_flight)?;
-    let letters = std::thread::scope(|scope| {
-        let sender = |(slot, letter)| {
-            let shared = &shared;
-            scope.spawn(move || send(plan, shared, slot, letter, calls, begin))
-        };
-        let threads: Vec<_> = letters.into_iter().enumerate().map(sender).collect();
-        let joined = threads.into_iter().map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        joined.collect::<Vec<Letter>>()
+    std::thread::scope(|scope| {
+        for _sender in 0..plan.in_flight {
+            scope.spawn(|| send(plan, &shared, calls, begin));
+        }
     });
     let shared = shared
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut tally = shared.tally;
     tally.count_overdue(plan, shared.arrivals, begin.elapsed());
-    tally.close(letters);
+    tally.close(shared.letters.into_all());
     Ok(tally)
 }
 
@@ -85,41 +83,37 @@ pub(crate) fn shim(program: &Path, node: &Address, users: &[&str]) -> Command {
 }
 
 /// One thread: takes a task, waits until it is due, runs the program.
-fn send(
-    plan: &Plan,
-    shared: &Lock<Shared>,
-    slot: usize,
-    mut letter: Letter,
-    calls: &Calls<'_>,
-    begin: Instant,
-) -> Letter {
+fn send(plan: &Plan, shared: &Lock<Shared>, calls: &Calls<'_>, begin: Instant) {
     loop {
         let task = lock(shared).next(plan, begin.elapsed());
         let Some(task) = task else {
-            return letter;
+            return;
         };
         // Nothing can be answered earlier than it is due, and the thread has nothing else to do.
         std::thread::sleep(task.due.saturating_sub(begin.elapsed()));
         let late = begin.elapsed().saturating_sub(task.due);
         let names = task.recipients.iter().map(|&user| plan.users.name(user));
         let mut command = calls(&names.collect::<Vec<_>>());
-        let bytes = letter.seal(task.serial);
-        let outcome = match deliver(&mut command, &bytes) {
+        let outcome = match deliver(&mut command, &task.bytes) {
             Ok(outcome) => outcome,
             Err(error) => Outcome::Refused(format!("{error:#}")),
         };
-        letter.take_back(bytes);
         let elapsed = begin.elapsed();
         let mut shared = lock(shared);
         shared.tally.late_max = shared.tally.late_max.max(late);
+        let (letter, serial) = (task.letter, task.serial);
         for &user in &task.recipients {
-            let serial = task.serial;
-            let to = Watched { user, slot, serial };
+            let to = Watched {
+                user,
+                letter,
+                serial,
+            };
             shared.tally.count_recipient(plan, to, &outcome, elapsed);
         }
         if plan.is_success(&outcome) {
             shared.tally.count_message(plan, task.due, elapsed);
         }
+        shared.letters.put_back(letter, task.bytes);
     }
 }
 
@@ -148,10 +142,13 @@ impl Shared {
             Serials::Repeated => 0,
         };
         self.tally.sent += 1;
-        self.bytes_sent += u64::try_from(plan.size).unwrap_or(u64::MAX);
+        let (letter, bytes) = self.letters.seal(serial, &mut self.random);
+        self.bytes_sent += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.tally.capped = self.bytes_sent >= plan.bytes_max;
         Some(Task {
             due,
+            letter,
+            bytes,
             serial,
             recipients,
         })
@@ -195,17 +192,17 @@ mod tests {
         let shared = Lock::new(Shared {
             arrivals: Arrivals::new(plan.pace, 1, plan.seed),
             random: fastrand::Rng::with_seed(plan.seed),
+            letters: plan.letters(0, 1).unwrap(),
             tally: Tally::new(plan.users.count()),
             bytes_sent: 0,
         });
-        let letter = plan.letters(0, 1).unwrap().remove(0);
         let command = |users: &[&str]| {
             assert_eq!(users.len(), 1);
             let mut command = Command::new("sh");
             command.args(["-c", script, "sh"]);
             command
         };
-        send(plan, &shared, 0, letter, &command, Instant::now());
+        send(plan, &shared, &command, Instant::now());
         shared.into_inner().unwrap().tally
     }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::session::Outcome;
 use super::window::{WarmUp, Window};
+use crate::letters::{Letters, Size};
 use crate::schedule::Pace;
-use crate::workload::{Letter, LineEnd, Popularity, Users};
+use crate::workload::{LineEnd, Popularity, Users};
 
 /// Users whose mailboxes are fetched and compared byte for byte at the end.
 const WATCHED_USERS_COUNT: usize = 16;
@@ -36,8 +37,8 @@ pub(crate) enum Visit {
 pub(crate) struct Plan {
     /// Who gets mail.
     pub(crate) users: Users,
-    /// Bytes of a message, header and line ends included.
-    pub(crate) size: usize,
+    /// Bytes of a message.
+    pub(crate) size: Size,
     /// As the door under test gets it.
     pub(crate) line_end: LineEnd,
     /// Recipients of a message.
@@ -116,18 +117,11 @@ impl Plan {
         }
     }
 
-    /// One letter for each of a thread's places.
-    pub(crate) fn letters(&self, thread: usize, places: usize) -> anyhow::Result<Vec<Letter>> {
-        let letter = |place| {
-            let number = u64::try_from(thread * self.in_flight + place)?;
-            Letter::new(
-                self.size,
-                self.line_end,
-                self.run,
-                self.seed.wrapping_add(number),
-            )
-        };
-        (0..places).map(letter).collect()
+    /// The letters of a thread, for so many messages under way.
+    pub(crate) fn letters(&self, thread: usize, places: usize) -> anyhow::Result<Letters> {
+        let seed = u64::try_from(thread * self.in_flight)?;
+        let seed = self.seed.wrapping_add(seed);
+        Letters::new((self.size, self.line_end), (self.run, seed), places)
     }
 
     /// A plan for tests: everything small.
@@ -135,7 +129,7 @@ impl Plan {
     pub(crate) fn tiny(users_count: usize) -> Self {
         Self {
             users: Users::new("u", users_count),
-            size: 512,
+            size: Size::Bytes(512),
             line_end: LineEnd::Lf,
             recipients: 1,
             visit: Visit::Drawn,

@@ -14,6 +14,7 @@ use super::verify::Verification;
 use crate::disk::DiskLimits;
 use crate::environment::Environment;
 use crate::hist::{LatencySummary, micros};
+use crate::letters::Size;
 use crate::schedule::Pace;
 use crate::scrape::Metrics;
 use crate::table;
@@ -51,7 +52,7 @@ pub(crate) struct CellReport {
 pub(crate) struct Parameters {
     via: &'static str,
     target: String,
-    size: usize,
+    size: Size,
     in_flight: usize,
     connections: usize,
     threads: usize,
@@ -126,7 +127,7 @@ impl Limits {
     pub(crate) fn new(disk: &DiskLimits, plan: &Plan, echo: Option<f64>) -> Self {
         Self {
             flush_us: disk.flush_us(),
-            disk_messages_per_s: disk.messages_per_s(plan.size, plan.in_flight),
+            disk_messages_per_s: disk.messages_per_s(plan.size.mean(), plan.in_flight),
             of_disk: None,
             echo_messages_per_s: echo,
         }
@@ -153,7 +154,7 @@ impl CellReport {
         let figures = Figures {
             messages_per_s,
             recipients_per_s: round(per_second(tally.recipients, measured)),
-            mib_per_s: round(messages_per_s * float(plan.size) / 1_048_576.0),
+            mib_per_s: round(messages_per_s * float(plan.size.mean()) / 1_048_576.0),
             latency: tally.latencies.summary(),
             late_max_us: micros(tally.late_max),
             overdue: tally.overdue,
@@ -234,7 +235,7 @@ impl CellReport {
         };
         vec![
             self.parameters.via.to_owned(),
-            table::bytes(u64::try_from(self.parameters.size).unwrap_or(u64::MAX)),
+            self.parameters.size.label(),
             self.parameters.in_flight.to_string(),
             table::number(self.figures.messages_per_s),
             table::number(self.figures.mib_per_s),
@@ -292,7 +293,7 @@ impl CellReport {
         let name = format!(
             "{} {} x{}",
             self.parameters.via,
-            table::bytes(u64::try_from(self.parameters.size).unwrap_or(u64::MAX)),
+            self.parameters.size.label(),
             self.parameters.in_flight
         );
         remarks
@@ -395,7 +396,7 @@ mod tests {
         for user in 0..20 {
             let to = Watched {
                 user: user % 4,
-                slot: 0,
+                letter: 0,
                 serial: 0,
             };
             let at = Duration::from_millis(500);

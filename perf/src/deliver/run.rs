@@ -67,11 +67,8 @@ impl<'a> Bench<'a> {
         let number = self.run.wrapping_add(u64::try_from(index)? << 24);
         let plan = self.args.plan(key, number);
         let reach = self.args.reach(key, self.programs.as_ref());
-        let (size, in_flight) = (table::count(u64::try_from(key.size)?), key.in_flight);
-        progress(&format!(
-            "{:?}, {size} bytes, {in_flight} in flight",
-            key.via
-        ));
+        let (size, in_flight) = (key.size.label(), key.in_flight);
+        progress(&format!("{:?}, {size}, {in_flight} in flight", key.via));
         let own = matches!(self.target, Target::Own(_));
         let disk = if self.args.no_limits || !own {
             DiskLimits::default()

@@ -27,7 +27,7 @@ pub(crate) struct Watched {
     /// Index of the user.
     pub(crate) user: usize,
     /// Which of the thread's letters.
-    pub(crate) slot: usize,
+    pub(crate) letter: usize,
     /// Its serial.
     pub(crate) serial: u64,
 }
@@ -152,7 +152,7 @@ impl Tally {
     }
 
     fn watch(&mut self, plan: &Plan, to: Watched) {
-        let bytes = plan.size.saturating_mul(self.watching.len());
+        let bytes = plan.size.mean().saturating_mul(self.watching.len());
         if self.watching.len() < WATCHED_COUNT_MAX && bytes < WATCHED_BYTES_MAX {
             self.watching.push(to);
         } else {
@@ -242,7 +242,7 @@ mod tests {
     fn to(user: usize) -> Watched {
         Watched {
             user,
-            slot: 0,
+            letter: 0,
             serial: 0,
         }
     }

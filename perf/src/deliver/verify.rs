@@ -205,7 +205,7 @@ pub(crate) fn expected(tally: &mut Tally) -> BTreeMap<usize, BTreeMap<Bytes, u32
     let mut expected: BTreeMap<usize, BTreeMap<Bytes, u32>> = BTreeMap::new();
     for (letters, watched) in &mut tally.watched {
         for message in watched.iter() {
-            if let Some(letter) = letters.get_mut(message.slot) {
+            if let Some(letter) = letters.get_mut(message.letter) {
                 let bytes = rebuild(letter, message.serial);
                 *expected
                     .entry(message.user)

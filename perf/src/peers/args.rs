@@ -10,6 +10,7 @@ use super::peer::Door;
 use super::system::System;
 use crate::deliver::plan::{Plan, Serials, Visit};
 use crate::deliver::window::{WarmUp, Window};
+use crate::letters::Size;
 use crate::schedule::Pace;
 use crate::workload::{LineEnd, Users};
 
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 
     /// Bytes of a message; several make a matrix
     #[arg(long, value_delimiter = ',', default_value = "4096")]
-    pub(crate) size: Vec<usize>,
+    pub(crate) size: Vec<Size>,
 
     /// Messages sent and not answered; several make a matrix
     #[arg(long, value_delimiter = ',', default_value = "16,64")]
@@ -107,12 +108,7 @@ impl Args {
             "--mib-max is above 0 and below 2^30"
         );
         for &size in &self.size {
-            let bounds = crate::workload::BYTES_MIN..=64 << 20;
-            ensure!(
-                bounds.contains(&size),
-                "--size is {} to 64 MiB",
-                crate::workload::BYTES_MIN
-            );
+            ensure!(size.mean() <= 64 << 20, "--size is at most 64 MiB");
         }
         for &in_flight in &self.in_flight {
             ensure!(
@@ -133,7 +129,7 @@ impl Args {
     }
 
     /// Sizes with numbers in flight, in the order of the table.
-    pub(crate) fn cells(&self) -> Vec<(usize, usize)> {
+    pub(crate) fn cells(&self) -> Vec<(Size, usize)> {
         let sizes = self.size.iter();
         sizes
             .flat_map(|&size| self.in_flight.iter().map(move |&n| (size, n)))
@@ -141,7 +137,7 @@ impl Args {
     }
 
     /// A run's plan. Its `run` number is its own.
-    pub(crate) fn plan(&self, size: usize, in_flight: usize, door: &Door, run: u64) -> Plan {
+    pub(crate) fn plan(&self, size: Size, in_flight: usize, door: &Door, run: u64) -> Plan {
         let warm_up = Duration::from_secs_f64(self.warm_up);
         Plan {
             users: Users::new("u", self.users),
@@ -165,9 +161,11 @@ impl Args {
 /// The load before the clock: one message to each user, so that no run pays for making mailboxes.
 pub(crate) fn first_messages(plan: &Plan, line_end: LineEnd) -> Plan {
     let users = u64::try_from(plan.users.count()).unwrap_or(u64::MAX);
-    let size = u64::try_from(plan.size).unwrap_or(u64::MAX);
+    let size = plan.size.mean_u64();
     Plan {
         visit: Visit::InTurn,
+        // All alike, so that the bound is met by the last one.
+        size: Size::Bytes(plan.size.mean()),
         line_end,
         warm_up: WarmUp::Time(Duration::ZERO),
         window: Window::at(Duration::ZERO, Duration::from_mins(30)),
@@ -199,7 +197,8 @@ mod tests {
         let args = parse("--only ringpost-node,dovecot-mdbox --size 512,4096 --in-flight 16");
         args.check().unwrap();
         assert_eq!(args.systems(), [System::RingpostNode, System::DovecotMdbox]);
-        assert_eq!(args.cells(), [(512, 16), (4096, 16)]);
+        let sizes = [512, 4096].map(Size::Bytes);
+        assert_eq!(args.cells(), sizes.map(|size| (size, 16)));
         assert_eq!(parse("").systems(), System::value_variants());
         assert!(Cli::try_parse_from(["perf", "--only", "exchange"]).is_err());
     }
@@ -211,7 +210,7 @@ mod tests {
             ("--rounds 0", "rounds"),
             ("--seconds 0", "seconds"),
             ("--warm-up 601", "warm-up"),
-            ("--size 10", "size"),
+            ("--size 67108865", "size"),
             ("--in-flight 1001", "in-flight"),
             ("--mib-max 0", "mib-max"),
         ] {

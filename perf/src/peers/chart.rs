@@ -88,11 +88,7 @@ fn bars(reports: &[RunReport]) -> Vec<Panel> {
     let mut panels: Vec<Panel> = Vec::new();
     for run in by_cell(reports).iter().filter_map(|cell| median(cell)) {
         let asked = &run.parameters;
-        let title = format!(
-            "{}, {} in flight",
-            table::bytes(u64::try_from(asked.size).unwrap_or(u64::MAX)),
-            asked.in_flight
-        );
+        let title = format!("{}, {} in flight", asked.size.label(), asked.in_flight);
         let bar = Bar {
             name: asked.system.clone(),
             rate: run.figures.messages_per_s,

@@ -154,16 +154,17 @@ mod tests {
         let plan = Plan::tiny(1);
         let check = |stored: &dyn Fn(&[u8]) -> Vec<Vec<u8>>| {
             let mut tally = Tally::new(1);
-            let mut letter = plan.letters(0, 1).unwrap();
-            let sent = letter[0].seal(5).to_vec();
-            letter[0].take_back(bytes::Bytes::from(sent.clone()));
+            let mut letters = plan.letters(0, 1).unwrap();
+            let (letter, sealed) = letters.seal(5, &mut fastrand::Rng::with_seed(1));
+            let sent = sealed.to_vec();
+            letters.put_back(letter, sealed);
             let to = Watched {
                 user: 0,
-                slot: 0,
+                letter,
                 serial: 5,
             };
             tally.count_recipient(&plan, to, &Outcome::Stored, Duration::ZERO);
-            tally.close(letter);
+            tally.close(letters.into_all());
             compare(&plan, &mut tally, &[0], Quoting::None, &mut |_| {
                 Ok(stored(&sent))
             })

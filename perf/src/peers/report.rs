@@ -12,6 +12,7 @@ use crate::deliver::plan::Plan;
 use crate::deliver::verify::Verification;
 use crate::environment::Environment;
 use crate::hist::LatencySummary;
+use crate::letters::Size;
 use crate::table;
 
 /// One line of `results/*.ndjson`.
@@ -47,7 +48,7 @@ pub(crate) struct Parameters {
     /// Its packages' versions; ours is the commit.
     pub(crate) version: String,
     /// Bytes of a message.
-    pub(crate) size: usize,
+    pub(crate) size: Size,
     /// Messages sent and not answered.
     pub(crate) in_flight: usize,
     /// Which run of this system with this size, from 1.
@@ -167,7 +168,7 @@ impl RunReport {
         };
         vec![
             self.parameters.system.clone(),
-            table::bytes(u64::try_from(self.parameters.size).unwrap_or(u64::MAX)),
+            self.parameters.size.label(),
             self.parameters.in_flight.to_string(),
             table::number(figures.messages_per_s),
             table::number(lowest),
@@ -234,7 +235,7 @@ impl Figures {
         } else {
             answered
         };
-        let size = float(u64::try_from(plan.size).unwrap_or(u64::MAX));
+        let size = float(plan.size.mean_u64());
         let each = |total: f64| (stored > 0).then(|| thousandths(total / float(stored)));
         let flushes = findings.device.map(|device| device.flushes);
         Self {
@@ -307,7 +308,7 @@ pub(crate) mod tests {
         for user in 0..20 {
             let to = Watched {
                 user: user % 4,
-                slot: 0,
+                letter: 0,
                 serial: 0,
             };
             let at = Duration::from_millis(500);

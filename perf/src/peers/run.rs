@@ -25,6 +25,7 @@ use crate::deliver::cell::{self, Folder, Keep};
 use crate::deliver::plan::Plan;
 use crate::disk::DiskLimits;
 use crate::environment::Environment;
+use crate::letters::Size;
 use crate::programs::{self, Programs, Rebuild};
 use crate::table;
 use crate::workload::Users;
@@ -88,9 +89,9 @@ pub(crate) fn campaign(
         for round in 1..=args.rounds {
             for system in args.systems() {
                 progress(&format!(
-                    "round {round}: {}, {} bytes, {in_flight} in flight",
+                    "round {round}: {}, {}, {in_flight} in flight",
                     system.name(),
-                    table::count(u64::try_from(size)?)
+                    size.label()
                 ));
                 let mut report = bench.report(system, (size, in_flight, round), limits)?;
                 report.kind = kind;
@@ -187,7 +188,7 @@ impl Bench {
         Ok(root)
     }
 
-    fn limits(&self, disk: &DiskLimits, size: usize, in_flight: usize) -> anyhow::Result<Limits> {
+    fn limits(&self, disk: &DiskLimits, size: Size, in_flight: usize) -> anyhow::Result<Limits> {
         let door = Door::Node("127.0.0.1:1".parse()?);
         let plan = self.args.plan(size, in_flight, &door, 0);
         let echo = if self.args.no_limits {
@@ -198,7 +199,7 @@ impl Bench {
         };
         Ok(Limits {
             flush_us: disk.flush_us(),
-            disk_messages_per_s: disk.messages_per_s(size, in_flight),
+            disk_messages_per_s: disk.messages_per_s(size.mean(), in_flight),
             echo_messages_per_s: echo,
             of_nearest_limit: None,
         })
@@ -207,7 +208,7 @@ impl Bench {
     fn report(
         &mut self,
         system: System,
-        (size, in_flight, round): (usize, usize, usize),
+        (size, in_flight, round): (Size, usize, usize),
         limits: Limits,
     ) -> anyhow::Result<RunReport> {
         self.run += 1;

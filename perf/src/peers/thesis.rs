@@ -15,6 +15,7 @@ use super::chart;
 use super::report::{RunReport, median};
 use super::run::{by_cell, campaign};
 use super::system::System;
+use crate::letters::Size;
 use crate::table;
 
 /// Answers may take so long while connections count as held, 99 in 100.
@@ -75,7 +76,7 @@ impl Args {
     fn bench(&self) -> super::args::Args {
         super::args::Args {
             only: SYSTEMS.to_vec(),
-            size: self.size.clone(),
+            size: self.size.iter().copied().map(Size::Bytes).collect(),
             in_flight: self.connections.clone(),
             users: self.users,
             seconds: self.seconds,
@@ -126,8 +127,9 @@ fn redrawn(reports: &[RunReport], sizes: &[usize]) -> Vec<Vec<String>> {
         .collect();
     let of = |system: System, size: usize| {
         let name = system.name();
-        let mine =
-            move |run: &&RunReport| run.parameters.system == name && run.parameters.size == size;
+        let mine = move |run: &&RunReport| {
+            run.parameters.system == name && run.parameters.size == Size::Bytes(size)
+        };
         medians.iter().copied().filter(mine).collect::<Vec<_>>()
     };
     let best = |system, size| {
