@@ -370,6 +370,12 @@ impl Copies {
         self.frame(end)
     }
 
+    /// The frame around a position on this medium, if a checkpoint may not pass it yet.
+    pub(super) fn frame_with(&mut self, lsn: Lsn) -> Option<&mut Frame> {
+        let mut frames = self.unstated.iter_mut().chain(&mut self.frames);
+        frames.find(|frame| frame.end > lsn)
+    }
+
     fn frame(&mut self, end: Lsn) -> Option<&mut Frame> {
         let frames = match self.frames.front() {
             Some(first) if first.end <= end => &mut self.frames,

@@ -40,7 +40,9 @@ impl<I: Io> Shard<I> {
         match last {
             Last::NotYet => {
                 let durable = self.positions.durable_to().lsn() >= upto;
-                if durable && !self.checkpoint.is_writing(index) {
+                // What a checkpoint may not write yet is counted by its frame.
+                let stated = self.users.get(index).ahead_count == 0;
+                if durable && stated && !self.checkpoint.is_writing(index) {
                     self.write_last(since, upto);
                 }
             }
@@ -154,9 +156,10 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// The record is durable: the new generation counts.
+    /// The record is on this medium: the new generation counts. It is this node's alone, so it waits for
+    /// no copy, and must not: the user's requests wait for it, and so does the checkpoint.
     pub(super) fn step_commit(&mut self, lsn: Lsn) {
-        if self.positions.durable_to().lsn() <= lsn {
+        if self.positions.flushed_to().lsn() <= lsn {
             return;
         }
         let Some(running) = &mut self.compactor.running else {
@@ -216,6 +219,10 @@ impl<I: Io> Shard<I> {
             slot: 0,
             what: What::Swap(swap),
         });
+        if let Some(frame) = self.copies.frame_with(lsn) {
+            frame.users.push((index, 1));
+            user.ahead_count += 1;
+        }
         for (from, to) in renames {
             self.ops.start(Op::Rename { from, to }, Purpose::Compact);
         }
