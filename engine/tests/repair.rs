@@ -388,6 +388,40 @@ fn a_log_file_without_its_header_is_found_by_its_frames() {
     }
 }
 
+/// A file that was armed and never written, whose header rots away, with the next one armed behind it: a
+/// shard does not open, since any frame may have been in it. So it is no sound store, and a repair lets the
+/// log go on behind that place.
+#[test]
+fn an_armed_log_file_without_its_header_is_named_and_passed() {
+    let image = drained();
+    let held = mail(image.disk());
+    // An opening without a word: it begins at the end of the log, and arms the next file.
+    let config = ringpost_engine::config::ShardConfig::tiny();
+    let mut bench = testkit::Bench::on(image.disk(), config).expect("the store opens");
+    for _turn in 0..10 {
+        bench.poll();
+        bench.pass_time();
+    }
+    let image = Image::of(&bench.disk);
+    let mut refused = 0;
+    for (name, _) in armed_logs(&image) {
+        for garbage in [0xEE, 0] {
+            let image = harmed(&image, |image| {
+                image.bytes_mut(&name)[..4_096].fill(garbage);
+            });
+            let disk = image.disk();
+            let is_sound = check_disk(&disk).is_sound();
+            let config = ringpost_engine::config::ShardConfig::tiny();
+            let opens = testkit::Bench::on(disk, config).is_ok();
+            assert!(opens || !is_sound, "{name}: sound, and does not open");
+            refused += usize::from(!opens);
+            let verdict = judge(&image, &held, &name);
+            assert!(verdict.missing.is_empty(), "{name}: {:?}", verdict.repaired);
+        }
+    }
+    assert!(refused > 0, "every header was superfluous");
+}
+
 #[test]
 fn without_store_nothing_is_touched() {
     let image = small_store();

@@ -14,6 +14,9 @@ use crate::limits::BLOCK_BYTES;
 use crate::position::Lsn;
 use ringpost_netproto::id::WallNs;
 
+/// The sequence of a file whose header is made of its frames: below its successor's.
+pub(super) const HIDDEN: u64 = 0;
+
 /// What the first block of a log file says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FileState {
@@ -224,8 +227,7 @@ pub(super) fn hidden(
             let header = LogFileHeader {
                 store: like.store,
                 log_id: like.log_id,
-                // Below its successor's.
-                sequence: 0,
+                sequence: HIDDEN,
                 salt,
                 start_lsn,
                 previous_salt: 0,
@@ -265,4 +267,22 @@ pub(super) fn behind_gap(
         .filter(|(_, file, header)| header.start_lsn > pos && holds(file, header))
         .min_by_key(|(_, _, header)| header.start_lsn)
         .map(|(index, _, header)| (index, header))
+}
+
+/// Where a file begins that was armed behind `pos`, the end of the file with this header, and whose
+/// predecessor is not there; of several the last. A file is armed when the one before it is in use, and that
+/// one is not armed again before a checkpoint has passed it: a shard does not open such a log.
+pub(super) fn missed(files: &[LogFile], last: &LogFileHeader, pos: Lsn) -> Option<Lsn> {
+    let headers = || files.iter().filter_map(|file| file.header);
+    headers()
+        .filter(|header| {
+            let before = header.previous_salt;
+            header.start_lsn > pos
+                && header.sequence > last.sequence
+                && before != 0
+                && before != last.salt
+                && headers().all(|other| other.salt != before)
+        })
+        .map(|header| header.start_lsn)
+        .max()
 }

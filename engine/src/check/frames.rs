@@ -2,7 +2,9 @@
 //! 6.2). Where the engine refuses to go on, this looks for the next frame that is whole and says what
 //! was passed over; `flushed_lsn` in later frames tells damage from the torn end.
 
-use super::files::{FileState, LogFile, behind_gap, header_at, hidden, is_vouched_for, latest};
+use super::files::{
+    FileState, HIDDEN, LogFile, behind_gap, header_at, hidden, is_vouched_for, latest, missed,
+};
 use super::log::LogSurvey;
 use super::records::Walk;
 use super::salvage::{Damaged, MEND_BYTES_MAX};
@@ -65,12 +67,15 @@ impl Checker<'_> {
                 other.previous_salt == header.salt && other.sequence > header.sequence
             });
             let limit = next.map_or(file.end(&header), |(_, next)| next.start_lsn);
-            if self.file(survey, walk, (file, &header, place), limit, previous) == Walked::End {
-                return;
-            }
+            let from = survey.end;
+            let walked = self.file(survey, walk, (file, &header, place), limit, previous);
             current = match next {
-                Some(next) => Some(next),
-                None => self.onward(survey, &chain, place, previous),
+                Some(next) if walked == Walked::On => Some(next),
+                // Nothing was read of a file that was looked for: there is no other.
+                _ if walked == Walked::End && survey.end == from && header.sequence == HIDDEN => {
+                    self.behind(survey, &chain, &header, previous)
+                }
+                _ => self.onward(survey, &chain, (place, &header, walked), previous),
             };
         }
     }
@@ -109,21 +114,26 @@ impl Checker<'_> {
         Some((place, header))
     }
 
-    /// Where the log goes on behind the last file of the chain, if anything says that it does.
+    /// Where the log goes on behind its last file that was read, if anything says that it does.
     fn onward(
         &mut self,
         survey: &mut LogSurvey,
         chain: &Chain<'_>,
-        place: usize,
+        (place, header, walked): (usize, &LogFileHeader, Walked),
         previous: &mut Option<u32>,
     ) -> Option<Link> {
         let pos = survey.end;
-        match is_vouched_for(self.tree, chain.files, Some(place), pos) {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(error) => {
-                self.finding(Severity::Damage, error.corrupt());
+        if missed(chain.files, header, pos).is_none() {
+            if walked == Walked::End {
                 return None;
+            }
+            match is_vouched_for(self.tree, chain.files, Some(place), pos) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => {
+                    self.finding(Severity::Damage, error.corrupt());
+                    return None;
+                }
             }
         }
         if let Some(found) = self.hidden(chain, (pos, *previous)) {
@@ -132,11 +142,25 @@ impl Checker<'_> {
         let path = RelPath::log_dir(survey.log_id);
         let reason = CorruptReason::Disagree("a log file is missing, or its header and frames are");
         self.damage(&path, 0, reason);
-        let (place, header) = behind_gap(self.tree, chain.files, pos)?;
-        survey.gaps.push((pos, header.start_lsn));
-        survey.end = header.start_lsn;
+        self.behind(survey, chain, header, previous)
+    }
+
+    /// The file behind a gap. The log ends behind the gap if none has frames.
+    fn behind(
+        &mut self,
+        survey: &mut LogSurvey,
+        chain: &Chain<'_>,
+        header: &LogFileHeader,
+        previous: &mut Option<u32>,
+    ) -> Option<Link> {
+        let pos = survey.end;
+        let found = behind_gap(self.tree, chain.files, pos);
+        let found_at = found.map(|(_, found)| found.start_lsn);
+        let goes_on = found_at.or_else(|| missed(chain.files, header, pos))?;
+        survey.gaps.push((pos, goes_on));
+        survey.end = goes_on;
         *previous = None;
-        Some((place, header))
+        found
     }
 
     /// A file whose header is damaged and whose frames are needed.
