@@ -12,7 +12,9 @@ use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::store_file::StoreId;
 use ringpost_engine::io::sim::{Crash, SimConfig};
 use ringpost_engine::repair::{RepairError, Repaired, plan, repair};
-use ringpost_netproto::id::WallNs;
+use ringpost_engine::request::Request;
+use ringpost_netproto::id::{MailboxId, WallNs};
+use testkit::client::uids;
 use testkit::{check_disk, user};
 
 const NOW: WallNs = WallNs::new(1_769_904_000_000_000_000);
@@ -420,6 +422,51 @@ fn an_armed_log_file_without_its_header_is_named_and_passed() {
         }
     }
     assert!(refused > 0, "every header was superfluous");
+}
+
+/// A compaction carries what is in the log only into the new generation; its segment may not be there yet.
+#[test]
+fn mail_in_the_log_outlives_a_compaction_and_a_repair() {
+    let mut carried = 0;
+    for turns in 0..30 {
+        let mut bench = testkit::Bench::new(ringpost_engine::config::ShardConfig {
+            compact_bytes_min: 1 << 40,
+            checkpoint_interval_ns: u64::MAX / 4,
+            ..ringpost_engine::config::ShardConfig::tiny()
+        });
+        for number in 1..=4 {
+            bench.deliver(&["bob", "eve"], number, &testkit::message(number, 600));
+        }
+        bench.checkpoint();
+        let gone = bench.expunge("bob", MailboxId::INBOX, uids(&[1, 2, 3, 4]));
+        gone.expect("taken");
+        let compact = Request::Compact { user: user("bob") };
+        bench.submit(compact).expect("taken");
+        for _turn in 0..turns {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.append(&["bob"], 5, &testkit::message(5, 300));
+        bench.settle();
+        let image = Image::of(&bench.disk);
+        let new = image.0.contains_key(&file_of("bob", "info.00000002"));
+        let segment = image.0.contains_key(&file_of("bob", "00000002.mbox"));
+        carried += usize::from(new && !segment);
+        let held = mail(image.disk());
+        assert_eq!(held.len(), 5);
+        let what = format!("mail after {turns} turns");
+        let verdict = judge(&image, &held, &what);
+        assert!(
+            verdict.repaired.is_nothing(),
+            "{what}: {:?}",
+            verdict.repaired
+        );
+        let eve = file_of("eve", "info.00000001");
+        let image = harmed(&image, |image| image.bytes_mut(&eve)[100] ^= 1);
+        let verdict = judge(&image, &held, &what);
+        assert!(verdict.missing.is_empty(), "{what}: {:?}", verdict.repaired);
+    }
+    assert!(carried > 0, "no compaction had mail in the log only");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the log still owes to a user's files, as steps: what the next checkpoints would do (storage.md
 //! 5). A repair does it first, so that nothing of a user is in the log only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use ringpost_netproto::id::WallNs;
@@ -64,24 +64,23 @@ impl Owed<'_> {
             }
         }
         steps.extend(self.implied_swap(&dir, &names));
-        let swapped = self
-            .user
-            .entries
-            .iter()
-            .filter_map(|entry| match entry.what {
-                What::Swap(..) => Some(entry.generation),
-                _ => None,
-            });
+        let swaps = self.user.entries.iter();
+        let swaps = swaps.filter(|entry| matches!(entry.what, What::Swap(..)));
+        let swaps: BTreeSet<u32> = swaps.map(|entry| entry.generation).collect();
         let on_disk = names.keys().filter_map(|name| info_of(name)).max();
         let newest = self.user.entries.iter().map(|entry| entry.generation);
         let newest = newest.filter(|generation| there(&dir.info_part(*generation)));
-        let current = swapped.max().max(on_disk).max(newest.max()).unwrap_or(0);
+        let swapped = swaps.last().copied();
+        let current = swapped.max(on_disk).max(newest.max()).unwrap_or(0);
+        // No swap since is lost: what one of them retired was taken out when it was read.
+        let lives =
+            |entry: &Entry| (entry.generation..current).all(|before| swaps.contains(&(before + 1)));
         for entry in &self.user.entries {
             match &entry.what {
                 What::Small(msg) => {
                     let path = dir.segment(msg.segment);
-                    // Of an older generation only what lives on is owed.
-                    let owed = entry.generation >= current || there(&path);
+                    // Of an older generation only what lives on is owed; its segment may not be there yet.
+                    let owed = lives(entry) || there(&path);
                     if owed && part == Part::All {
                         steps.push(self.message(entry, msg, path)?);
                     }
