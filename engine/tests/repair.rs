@@ -12,9 +12,9 @@ use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::store_file::StoreId;
 use ringpost_engine::io::sim::{Crash, SimConfig};
 use ringpost_engine::repair::{RepairError, Repaired, plan, repair};
-use ringpost_engine::request::Request;
+use ringpost_engine::request::{FlagOp, Request};
 use ringpost_netproto::id::{MailboxId, WallNs};
-use testkit::client::uids;
+use testkit::client::{flags, uids};
 use testkit::{check_disk, user};
 
 const NOW: WallNs = WallNs::new(1_769_904_000_000_000_000);
@@ -422,6 +422,33 @@ fn an_armed_log_file_without_its_header_is_named_and_passed() {
         }
     }
     assert!(refused > 0, "every header was superfluous");
+}
+
+/// What was expunged stays away: the new generation of an index says of its messages, of which some
+/// lie in segments that live on, what the old one said.
+#[test]
+fn a_new_index_does_not_bring_back_what_was_expunged() {
+    let mut bench = testkit::Bench::on(
+        small_store().disk(),
+        ringpost_engine::config::ShardConfig::tiny(),
+    )
+    .expect("the store opens");
+    let inbox = MailboxId::INBOX;
+    let all = bench.uids_of("bob", inbox);
+    assert!(all.len() > 6, "{all:?}");
+    // Small ones, and a large one.
+    let gone = bench.expunge("bob", inbox, uids(&[2, 4, 5]));
+    assert_eq!(gone.map(|changed| changed.uids), Ok(uids(&[2, 4, 5])));
+    let flagged = bench.store("bob", inbox, uids(&all), FlagOp::Add, flags(8, &[]));
+    flagged.expect("there are others");
+    bench.drain();
+    let image = Image::of(&bench.disk);
+    let held = mail(image.disk());
+    let info = file_of("bob", "info.00000001");
+    let image = harmed(&image, |image| image.bytes_mut(&info)[100] ^= 1);
+    let verdict = judge(&image, &held, "one byte of the header");
+    assert!(verdict.missing.is_empty(), "{:?}", verdict.repaired);
+    assert_eq!(verdict.repaired.users, 1, "{:?}", verdict.repaired);
 }
 
 /// A compaction carries what is in the log only into the new generation; its segment may not be there yet.

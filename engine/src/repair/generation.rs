@@ -73,12 +73,6 @@ pub(super) fn encode(index: &Index, made: &Made<'_>) -> Vec<u8> {
         let slot = writer.slot();
         Retire::encode(segments, writer.seed, slot, &mut writer.out);
     }
-    for change in &index.expunges {
-        let slot = writer.slot();
-        let mut change = *change;
-        change.lsn = Lsn::new(0);
-        change.encode(writer.seed, slot, &mut writer.out);
-    }
     let mut messages: Vec<_> = index.messages.values().collect();
     messages.sort_by_key(|known| (known.msg.mailbox, known.msg.segment, known.msg.offset));
     for known in messages {
@@ -89,6 +83,13 @@ pub(super) fn encode(index: &Index, made: &Made<'_>) -> Vec<u8> {
         let fixed = fixed.seal(writer.seed, slot, crc::of(cache));
         writer.out.extend_from_slice(fixed.bytes());
         writer.out.extend_from_slice(cache);
+    }
+    // Behind the messages: an expunge takes away what stands before it.
+    for change in &index.expunges {
+        let slot = writer.slot();
+        let mut change = *change;
+        change.lsn = Lsn::new(0);
+        change.encode(writer.seed, slot, &mut writer.out);
     }
     for run in &index.unknown {
         let slot = writer.slot();

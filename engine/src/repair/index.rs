@@ -307,7 +307,7 @@ impl Index {
         for change in changes {
             let range = (change.mailbox, change.uid_low)..=(change.mailbox, change.uid_high);
             for (_, known) in self.messages.range_mut(range) {
-                if known.msg.modseq < change.modseq {
+                if known.alive && known.msg.modseq < change.modseq {
                     known.msg.system_flags = change.system_flags;
                     known.msg.keywords = change.keywords;
                     known.msg.modseq = change.modseq;
