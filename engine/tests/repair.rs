@@ -576,3 +576,27 @@ fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
         assert!(change > 20, "{change} changes");
     }
 }
+
+/// Repairs that are cut off one behind the other do not write over the state of the partitions that the
+/// superblock still names.
+#[test]
+fn a_repair_that_crashes_twice_leaves_the_state_of_partitions() {
+    let info = file_of("bob", "info.00000001");
+    let image = harmed(&drained(), |image| {
+        image.bytes_mut(&info)[700] ^= 0xFF;
+        image.bytes_mut(&info)[701] ^= 0xFF;
+    });
+    for (first, second) in (1..12).flat_map(|first| (1..12).map(move |second| (first, second))) {
+        let mut disk = image.disk();
+        for at in [first, second] {
+            disk.configure(|config| *config = SimConfig::new(at).crash_at(at));
+            repair(&disk, disk.io(), NOW, &mut |_| {}).expect_err("it crashes");
+            disk = Image::of(&disk.crash(Crash::Kill)).disk();
+        }
+        let report = check_disk(&disk);
+        let of_log = report.findings.iter().find(|finding| {
+            finding.severity == Severity::Damage && finding.corrupt.file.starts_with("log/")
+        });
+        assert_eq!(of_log, None, "crashes at {first} and {second}");
+    }
+}

@@ -52,7 +52,7 @@ pub(crate) struct LogSurvey {
     pub(crate) gaps: Vec<(Lsn, Lsn)>,
     /// `header_crc` of the last frame.
     pub(crate) previous_crc: u32,
-    /// The highest sequence number of a partition state.
+    /// The highest sequence number of a partition state that may count.
     pub(crate) parts_newest: u64,
     /// As of the checkpoint, or as much of it as can be read.
     pub(crate) partitions: BTreeMap<PartitionId, PartitionState>,
@@ -249,7 +249,11 @@ impl Checker<'_> {
             };
             match parts::decode(&bytes, store.store, superblock.log_id) {
                 Ok(read) => {
-                    highest = read.0.max(highest);
+                    // Another than the superblock's is one that a crash kept from its superblock: the next
+                    // state takes its place, and never that of the one that counts.
+                    if newest {
+                        highest = read.0.max(highest);
+                    }
                     let wanted = read.0 == superblock.parts_sequence;
                     let newer = found.as_ref().is_none_or(|known| known.0 < read.0);
                     if wanted || (newest && newer && read.0 > superblock.parts_sequence) {
