@@ -12,7 +12,7 @@ use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::store_file::StoreId;
 use ringpost_engine::io::sim::{Crash, SimConfig};
 use ringpost_engine::repair::{RepairError, Repaired, plan, repair};
-use ringpost_engine::request::{FlagOp, Request};
+use ringpost_engine::request::{FlagOp, MailboxChange, Request, Subscribed};
 use ringpost_netproto::id::{MailboxId, WallNs};
 use testkit::client::{flags, uids};
 use testkit::{check_disk, user};
@@ -575,6 +575,33 @@ fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
         }
         assert!(change > 20, "{change} changes");
     }
+}
+
+/// A subscription outlives a rename, a compaction and a repair.
+#[test]
+fn a_new_index_keeps_subscriptions() {
+    let mut bench = testkit::Bench::new(ringpost_engine::config::ShardConfig::tiny());
+    bench.deliver(&["bob"], 1, &testkit::message(1, 600));
+    let mailbox = bench.create("bob", "a").expect("it is new");
+    let subscribe = MailboxChange::Subscribe { mailbox };
+    bench.change("bob", subscribe).expect("it is there");
+    bench.rename("bob", "a", "b").expect("it is there");
+    let gone = bench.expunge("bob", MailboxId::INBOX, uids(&[1]));
+    gone.expect("it is there");
+    bench.checkpoint();
+    let compact = Request::Compact { user: user("bob") };
+    bench.submit(compact).expect("taken");
+    bench.settle();
+    bench.drain();
+    let image = Image::of(&bench.disk);
+    let info = file_of("bob", "info.00000002");
+    let image = harmed(&image, |image| image.bytes_mut(&info)[100] ^= 1);
+    let disk = image.disk();
+    repair(&disk, disk.io(), NOW, &mut |_| {}).expect("one byte of a header");
+    let config = ringpost_engine::config::ShardConfig::tiny();
+    let mut bench = testkit::Bench::on(disk, config).expect("it was repaired");
+    let status = bench.status("bob", mailbox);
+    assert_eq!((&*status.name, status.subscribed), ("b", Subscribed::Yes));
 }
 
 /// Repairs that are cut off one behind the other do not write over the state of the partitions that the

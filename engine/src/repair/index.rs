@@ -279,10 +279,9 @@ impl Index {
             subscribed: false,
         });
         folder.uidnext = folder.uidnext.max(run.uidnext);
-        if folder.modseq > run.modseq.value() {
-            return;
-        }
-        folder.modseq = run.modseq.value();
+        // In the order of the file, as in service: a new generation has a subscription behind the mailbox,
+        // which may have been renamed since.
+        folder.modseq = folder.modseq.max(run.modseq.value());
         match run.op {
             MailboxOp::Create | MailboxOp::Snapshot | MailboxOp::Rename => {
                 run.name.clone_into(&mut folder.name);
