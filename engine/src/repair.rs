@@ -180,6 +180,10 @@ pub fn repair<I: Io>(
     now: WallNs,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Repaired, RepairError> {
+    let mut disk = Disk::new(tree, io);
+    // A repair that was killed may have left names that are not durable yet: where it was done there is
+    // nothing to do for this one, and it would say so.
+    disk.sync()?;
     let mut out = Outcome::default();
     let Some(job) = Job::new(tree, now, &mut out)? else {
         return Ok(out.repaired);
@@ -188,7 +192,6 @@ pub fn repair<I: Io>(
     if job.is_sound() && sick.is_empty() && out.repaired.is_nothing() {
         return Ok(out.repaired);
     }
-    let mut disk = Disk::new(tree, io);
     job.write_store(&mut disk)?;
     for id in job.redo.users.keys() {
         let steps = job.owed(*id)?;

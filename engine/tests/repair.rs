@@ -577,6 +577,37 @@ fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
     }
 }
 
+/// A repair that was killed has done what the next one finds done, and a power cut takes nothing of it
+/// back.
+#[test]
+fn what_a_killed_repair_did_is_durable_with_the_next() {
+    let folders = file_of("bob", "folders");
+    let image = harmed(&drained(), |image| image.bytes_mut(&folders)[10] ^= 1);
+    let held = mail(image.disk());
+    for seed in 1..20 {
+        let mut change = 1;
+        loop {
+            let mut disk = image.disk();
+            disk.configure(|config| *config = SimConfig::new(seed).weak().crash_at(change));
+            let result = repair(&disk, disk.io(), NOW, &mut |_| {});
+            if !disk.is_crashed() {
+                result.expect("nothing went wrong");
+                break;
+            }
+            let disk_now = disk.crash(Crash::Kill);
+            let result = repair(&disk_now, disk_now.io(), NOW, &mut |_| {});
+            result.expect("nothing goes wrong any more");
+            disk = disk_now;
+            let disk = disk.crash(Crash::PowerCut);
+            let report = check_disk(&disk);
+            let what = format!("seed {seed}, crash at {change}");
+            assert!(report.is_sound(), "{what}: {:?}", report.findings);
+            assert_eq!(mail(disk), held, "{what}");
+            change += 1;
+        }
+    }
+}
+
 /// A subscription outlives a rename, a compaction and a repair.
 #[test]
 fn a_new_index_keeps_subscriptions() {

@@ -26,6 +26,11 @@ impl<'a, I: Io> Disk<'a, I> {
             ops: Ops::new(io),
         }
     }
+
+    /// Makes durable whatever was written before.
+    pub(super) fn sync(&mut self) -> Result<(), IoError> {
+        self.ops.run_plain(Op::SyncTree).map(drop)
+    }
 }
 
 impl<I: Io> ReadTree for Disk<'_, I> {
