@@ -141,6 +141,10 @@ canaries! {
     FilesNotHeld = "files-not-held",
     /// Who copies is told an end of the log that is not the end.
     EndToldEarly = "end-told-early",
+    /// A repair does not write what a compaction carried over and only the log has.
+    CarriedNotOwed = "carried-not-owed",
+    /// A repaired index has its expunges in front of the messages, where they take nothing away.
+    ExpungesFirst = "expunges-first",
 }
 
 #[cfg(feature = "sim")]

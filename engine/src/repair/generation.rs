@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ringpost_netproto::id::{MailboxId, Modseq, WallNs};
 
 use super::index::{Folder, Index};
+use crate::canary::{self, Canary};
 use crate::check::UserId;
 use crate::format::Version;
 use crate::format::crc;
@@ -73,6 +74,9 @@ pub(super) fn encode(index: &Index, made: &Made<'_>) -> Vec<u8> {
         let slot = writer.slot();
         Retire::encode(segments, writer.seed, slot, &mut writer.out);
     }
+    if canary::on(Canary::ExpungesFirst) {
+        writer.expunges(index);
+    }
     let mut messages: Vec<_> = index.messages.values().collect();
     messages.sort_by_key(|known| (known.msg.mailbox, known.msg.segment, known.msg.offset));
     for known in messages {
@@ -84,12 +88,8 @@ pub(super) fn encode(index: &Index, made: &Made<'_>) -> Vec<u8> {
         writer.out.extend_from_slice(fixed.bytes());
         writer.out.extend_from_slice(cache);
     }
-    // Behind the messages: an expunge takes away what stands before it.
-    for change in &index.expunges {
-        let slot = writer.slot();
-        let mut change = *change;
-        change.lsn = Lsn::new(0);
-        change.encode(writer.seed, slot, &mut writer.out);
+    if !canary::on(Canary::ExpungesFirst) {
+        writer.expunges(index);
     }
     for run in &index.unknown {
         let slot = writer.slot();
@@ -108,6 +108,16 @@ impl Writer {
         let slot = u32::try_from(self.out.len() / SLOT).expect("an info file is at most 4 GiB");
         assert!(slot >= FIRST_SLOT, "the header comes first");
         slot
+    }
+
+    /// Behind the messages: an expunge takes away what stands before it.
+    fn expunges(&mut self, index: &Index) {
+        for change in &index.expunges {
+            let slot = self.slot();
+            let mut change = *change;
+            change.lsn = Lsn::new(0);
+            change.encode(self.seed, slot, &mut self.out);
+        }
     }
 
     fn folder(&mut self, mailbox: MailboxId, folder: &Folder, highest_modseq: u64) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use ringpost_netproto::id::WallNs;
 
+use crate::canary::{self, Canary};
 use crate::check::{At, Entry, OwedBy, ReadTree, Redo, UserId, What, hex8, info_of};
 use crate::error::IoError;
 use crate::format::Version;
@@ -73,14 +74,16 @@ impl Owed<'_> {
         let swapped = swaps.last().copied();
         let current = swapped.max(on_disk).max(newest.max()).unwrap_or(0);
         // No swap since is lost: what one of them retired was taken out when it was read.
-        let lives =
-            |entry: &Entry| (entry.generation..current).all(|before| swaps.contains(&(before + 1)));
+        let lives = |entry: &Entry| {
+            let known = |before| swaps.contains(&(before + 1));
+            (entry.generation..current).all(known) && !canary::on(Canary::CarriedNotOwed)
+        };
         for entry in &self.user.entries {
             match &entry.what {
                 What::Small(msg) => {
                     let path = dir.segment(msg.segment);
                     // Of an older generation only what lives on is owed; its segment may not be there yet.
-                    let owed = lives(entry) || there(&path);
+                    let owed = entry.generation >= current || lives(entry) || there(&path);
                     if owed && part == Part::All {
                         steps.push(self.message(entry, msg, path)?);
                     }

@@ -190,8 +190,8 @@ fn report(failures: &mut [Failure], (done, all): (u64, &Stats), seconds: f64) ->
         all.wounds
     );
     println!(
-        "{} changes of the number of cores, {} copies of a working node, {} looks back",
-        all.layouts, all.copies, all.looks_back
+        "{} changes of the number of cores, {} copies of a working node, {} looks back, {} repairs",
+        all.layouts, all.copies, all.looks_back, all.repairs
     );
     println!(
         "{} operations ({rate:.0}/s), {} messages stored, {} checkpoints, {} compactions; {seconds:.1} s",

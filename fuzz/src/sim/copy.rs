@@ -390,6 +390,7 @@ impl Sim {
         let hazards = Hazards {
             copies: false,
             archive: false,
+            repairs: false,
             ..self.hazards.clone()
         };
         let mut knobs = self.knobs.clone();

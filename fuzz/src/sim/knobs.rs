@@ -80,6 +80,10 @@ pub(super) struct Knobs {
 
 /// What else comes over a store than work, crashes and faults. Drawn apart from the rest, and from a stream
 /// of its own, so that a seed without any of it does what it did before there was such a thing.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is drawn by itself, and none excludes another"
+)]
 #[derive(Clone, Debug)]
 pub(super) struct Hazards {
     /// The number of cores changes at restarts, crashes in the change included.
@@ -88,6 +92,8 @@ pub(super) struct Hazards {
     pub(super) copies: bool,
     /// The log is archived, and users are looked at as of moments since a copy was made.
     pub(super) archive: bool,
+    /// The store is repaired after crashes and rot, by repairs that are cut off.
+    pub(super) repairs: bool,
 }
 
 /// Apart from what a seed's own stream draws.
@@ -104,6 +110,7 @@ impl Hazards {
             // Without one there is nothing to go on from.
             copies: copies || archive,
             archive,
+            repairs: rng.u8(..4) == 0,
         };
         (hazards, rng)
     }

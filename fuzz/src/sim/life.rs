@@ -346,7 +346,7 @@ impl Sim {
     }
 
     /// A whole mailbox, page by page; `None` if it is not shown.
-    fn pages(
+    pub(super) fn pages(
         &mut self,
         who: usize,
         mailbox: MailboxId,
@@ -445,11 +445,14 @@ impl Sim {
             }
         }
         self.crash();
+        if self.hazards.repairs && self.hazard_rng.bool() {
+            self.repair_after_crash()?;
+        }
         Ok(())
     }
 
     /// A clean end.
-    fn drain(&mut self) -> Verdict {
+    pub(super) fn drain(&mut self) -> Verdict {
         let count = self.node.as_ref().map_or(0, Node::count);
         for shard in 0..count {
             self.submit((shard, Request::Drain, Asked::Drain))?;

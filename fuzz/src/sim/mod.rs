@@ -13,6 +13,7 @@ mod knobs;
 mod life;
 mod look;
 mod mail;
+mod mend;
 mod model;
 pub(crate) mod node;
 mod oracle;
@@ -68,6 +69,8 @@ pub struct Stats {
     pub copies: u64,
     /// Users who were looked at as of a moment in the past.
     pub looks_back: u64,
+    /// Repairs, those that were cut off included.
+    pub repairs: u64,
 }
 
 impl Stats {
@@ -84,6 +87,7 @@ impl Stats {
         self.layouts += other.layouts;
         self.copies += other.copies;
         self.looks_back += other.looks_back;
+        self.repairs += other.repairs;
     }
 }
 

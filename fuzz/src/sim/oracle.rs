@@ -36,8 +36,8 @@ impl Excuses {
     pub(super) fn is_wounded(&self, file: &str) -> bool {
         let folder = |path: &str| path.rsplit_once('/').map(|(folder, _)| folder.to_owned());
         let user = |path: &str| path.starts_with("p/").then(|| folder(path)).flatten();
-        // Recipients of a large message share its bytes, under names of their own.
-        let large = |path: &str| path.matches('.').count() == 3 || path.contains(".part");
+        // Recipients of a large message share its bytes, under names of their own; so does the archive.
+        let large = |path: &str| path.matches('.').count() >= 3 || path.contains(".part");
         self.wounds.iter().any(|wound| {
             wound == file
                 || user(wound).is_some_and(|dir| file.starts_with(&dir))

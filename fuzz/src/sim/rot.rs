@@ -74,6 +74,9 @@ impl Sim {
         self.say(|_| format!("hurt: {files:?}"));
         self.oracle.excuses.wounds = files;
         self.oracle.excuses.hurt = false;
+        if self.hazards.repairs && how > 2 {
+            return self.mend();
+        }
         self.live_on()
     }
 
@@ -151,7 +154,7 @@ impl Sim {
     }
 }
 
-fn plain_path(path: &str) -> Option<RelPath> {
+pub(super) fn plain_path(path: &str) -> Option<RelPath> {
     let entry = |dir: Option<RelPath>, name| dir.and_then(|dir| dir.entry(name));
     path.split('/').fold(Some(RelPath::root()), entry)
 }

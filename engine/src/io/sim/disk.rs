@@ -185,6 +185,11 @@ impl SimDisk {
         state.store.sync_tree(u64::MAX);
     }
 
+    /// What was hurt so far was put right: it is no excuse any more.
+    pub fn forget_wounds(&self) {
+        self.0.borrow_mut().store.wounds.clear();
+    }
+
     /// Bit rot in one byte; `false` if there is no such byte.
     pub fn flip(&self, path: &RelPath, offset: u64, mask: u8) -> bool {
         self.hurt(path, offset, 1, |inode| {
