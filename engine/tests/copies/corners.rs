@@ -382,64 +382,6 @@ fn a_log_full_of_what_is_to_be_cut_off() {
     );
 }
 
-/// Its commit is a record of this node alone: whatever waits for a silent peer when that is logged, its
-/// user, and the checkpoint, do not.
-#[test]
-fn a_compaction_while_a_peer_is_silent() {
-    let mut names = ["bob", "cid", "dot", "eve"].into_iter();
-    let other = names.find(|name| user(name).partition() != partition());
-    let other = other.expect("four partitions");
-    let mut done_count = 0;
-    for polls in 0..60 {
-        let mut bench = primary_with(7, 8);
-        lead(&mut bench, user(other).partition(), 1, Copy::Stream(PEER));
-        let expunge = Request::Expunge {
-            user: user(ANN),
-            mailbox: MailboxId::INBOX,
-            uids: [(1, 6)].into_iter().collect(),
-            which: Which::All,
-        };
-        let now = bench.now();
-        bench.shard.copied_to(now, user(other).partition(), 1);
-        bench.ask(expunge);
-        bench.checkpoint();
-        let compact = Request::Compact { user: user(ANN) };
-        let compact = bench.submit(compact).expect("taken");
-        // It has to follow into the new index.
-        let meanwhile = bench.append(&[ANN], 10, &message(10, 300));
-        for _poll in 0..polls {
-            bench.poll();
-            bench.pass_time();
-        }
-        bench.append(&[other], 50, &message(50, 300));
-        quiet(&mut bench);
-        assert_eq!(bench.outcomes(meanwhile).len(), 1);
-        match take(&mut bench, compact) {
-            Some(Event::Compacted { result: Ok(_), .. }) => done_count += 1,
-            Some(Event::Compacted {
-                result: Err(Refused::Busy(_)),
-                ..
-            })
-            | None => {}
-            answer => panic!("{polls}: {answer:?}"),
-        }
-        let mail = bench.append(&[ANN], 9, &message(9, 300));
-        quiet(&mut bench);
-        let outcomes = bench.try_outcomes(mail);
-        assert!(
-            matches!(outcomes.as_deref(), Some([Outcome::Stored { .. }])),
-            "{polls}: {outcomes:?}"
-        );
-        for (kind, epoch) in [(Crash::Kill, 2), (Crash::PowerCut, 3)] {
-            bench = bench.crash(kind);
-            assert!(bench.check().is_sound(), "{:?}", bench.check().findings);
-            lead(&mut bench, partition(), epoch, Copy::None);
-            assert_eq!(bench.mailbox(ANN).len(), 4, "{polls}");
-        }
-    }
-    assert!(done_count > 10, "{done_count}");
-}
-
 #[test]
 fn a_hold_with_many_words() {
     for words in 10..64usize {

@@ -71,12 +71,6 @@ fn what_was_found_once_is_mended() {
             panic!("seed {seed}: {found}");
         }
     }
-    // A compaction whose commit waited for a silent peer, and a checkpoint that waited for it.
-    for nodes in [2, 3] {
-        if let Err(found) = run(3_064, &Plan::new(nodes, End::Heal)) {
-            panic!("seed 3064: {found}");
-        }
-    }
 }
 
 /// Fresh seeds of every kind: `COPIES_SEEDS=1000..1300 cargo test --test copies -- --ignored soak`.
