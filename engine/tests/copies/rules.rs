@@ -110,39 +110,50 @@ fn one_mail_for_two_peers_is_answered_when_both_have_it() {
     ));
 }
 
-/// A copy that is in sync again: what was on its way to the medium when it was asked for is shipped too.
+/// A copy that is in sync again: what was on its way to the medium when it was asked for is shipped too,
+/// whenever that is.
 #[test]
 fn a_stream_that_begins_behind_a_sealed_frame_has_its_records() {
-    let mut bench = Bench::new(ShardConfig::tiny());
-    for copy in [Copy::Stream(OTHER), Copy::None] {
+    let mut again_count = 0;
+    for turns in 0..12 {
+        let mut bench = Bench::new(ShardConfig::tiny());
+        for copy in [Copy::Stream(OTHER), Copy::None] {
+            let now = bench.now();
+            bench.shard.set_copy(now, partition("ann"), copy);
+        }
+        let ticket = bench.append(&["ann"], 1, &message(1, 300));
+        for _turn in 0..turns {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.poll();
+        if bench.try_outcomes(ticket).is_some() {
+            continue;
+        }
         let now = bench.now();
-        bench.shard.set_copy(now, partition("ann"), copy);
+        bench
+            .shard
+            .set_copy(now, partition("ann"), Copy::Stream(PEER));
+        quiet(&mut bench);
+        assert_eq!(bench.try_outcomes(ticket), None, "its peer is silent");
+        let again = bench.events.iter().filter_map(|event| match event {
+            Event::ShippedAgain { item } if item.stream == PEER => Some(item.records.items.len()),
+            _ => None,
+        });
+        let again: usize = again.sum();
+        let fresh = sealed(&bench, PEER).into_iter();
+        let fresh: usize = fresh.map(|(_, item)| item.records.items.len()).sum();
+        assert_eq!(again + fresh, 3, "the user, its mailboxes, the mail");
+        again_count += usize::from(again == 3);
+        let now = bench.now();
+        bench.shard.copied_to(now, partition("ann"), 3);
+        bench.poll();
+        assert!(matches!(
+            bench.outcomes(ticket)[..],
+            [Outcome::Stored { .. }]
+        ));
     }
-    let ticket = bench.append(&["ann"], 1, &message(1, 300));
-    bench.poll();
-    assert_eq!(bench.try_outcomes(ticket), None, "it is on its way");
-    let now = bench.now();
-    bench
-        .shard
-        .set_copy(now, partition("ann"), Copy::Stream(PEER));
-    quiet(&mut bench);
-    assert_eq!(bench.try_outcomes(ticket), None, "its peer is silent");
-    let shipped = bench.events.iter().filter_map(|event| match event {
-        Event::ShippedAgain { item } if item.stream == PEER => Some(item.records.items.len()),
-        _ => None,
-    });
-    assert_eq!(
-        shipped.sum::<usize>(),
-        3,
-        "the user, its mailboxes, the mail"
-    );
-    let now = bench.now();
-    bench.shard.copied_to(now, partition("ann"), 3);
-    bench.poll();
-    assert!(matches!(
-        bench.outcomes(ticket)[..],
-        [Outcome::Stored { .. }]
-    ));
+    assert!(again_count > 0, "none was on its way");
 }
 
 #[test]
