@@ -71,6 +71,14 @@ fn what_was_found_once_is_mended() {
             panic!("seed {seed}: {found}");
         }
     }
+    // A compaction whose commit waited for a silent peer, and a checkpoint that waited for it: for ever.
+    for end in [End::Heal, End::Loss] {
+        for nodes in [2, 3] {
+            if let Err(found) = run(3_171, &Plan::new(nodes, end)) {
+                panic!("seed 3171: {found}");
+            }
+        }
+    }
 }
 
 /// Fresh seeds of every kind: `COPIES_SEEDS=1000..1300 cargo test --test copies -- --ignored soak`.
