@@ -142,12 +142,6 @@ impl Backups {
         limits: Option<ArchiveLimits>,
     ) -> Result<(Self, Vec<u64>), IoError> {
         let dir = RelPath::archive_dir(log_id);
-        // A killed process may have left names that are not durable yet, and a log file whose name is here
-        // loses the one in the log.
-        match ops.run_plain(Op::SyncDir { path: dir.clone() }) {
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
         let (names, mut dirs) = match ops.run_plain(Op::ListDir { path: dir.clone() }) {
             Ok(Done::Listing(names)) => (names, Dirs::Made),
             Ok(other) => unreachable_done(&other),
