@@ -17,7 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use ringpost_engine::canary::{Canary, plant};
-use ringpost_fuzz::sim::{Failure, Stats, Trace, run, run_catching};
+use ringpost_fuzz::sim::{Beside, Failure, Stats, Trace, run, run_catching};
 
 /// Failures that are listed.
 const LISTED_MAX: usize = 20;
@@ -134,7 +134,10 @@ fn many(arguments: &Arguments) -> ExitCode {
                         return;
                     }
                     SEED.set(seed);
-                    if sender.send(run_catching(seed, Trace::No)).is_err() {
+                    if sender
+                        .send(run_catching(seed, Trace::No, Beside::Drawn))
+                        .is_err()
+                    {
                         return;
                     }
                 }

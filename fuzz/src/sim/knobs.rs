@@ -84,7 +84,7 @@ pub(super) struct Knobs {
     clippy::struct_excessive_bools,
     reason = "each is drawn by itself, and none excludes another"
 )]
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Hazards {
     /// The number of cores changes at restarts, crashes in the change included.
     pub(super) cores: bool,

@@ -111,10 +111,23 @@ pub enum Trace {
     No,
 }
 
+/// What comes over a store besides work, crashes and faults (`Hazards` in `knobs.rs`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beside {
+    /// What the seed draws.
+    Drawn,
+    /// Nothing.
+    Nothing,
+}
+
 /// Runs a seed; its figures and trace, or what it found. A panic of the engine is the caller's to
 /// catch.
 pub fn run(seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
-    let mut sim = Sim::new(seed, trace);
+    run_beside(seed, trace, Beside::Drawn)
+}
+
+fn run_beside(seed: u64, trace: Trace, beside: Beside) -> Result<(Stats, String), Failure> {
+    let mut sim = Sim::new(seed, trace, beside);
     let verdict = sim.lives();
     let text = sim.trace.take().unwrap_or_default();
     match verdict {
@@ -128,8 +141,8 @@ pub fn run(seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
 }
 
 /// As [`run`], of a program that unwinds: a panic is a failure.
-pub fn run_catching(seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
-    let run = std::panic::catch_unwind(|| run(seed, trace));
+pub fn run_catching(seed: u64, trace: Trace, beside: Beside) -> Result<(Stats, String), Failure> {
+    let run = std::panic::catch_unwind(|| run_beside(seed, trace, beside));
     run.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -184,11 +197,14 @@ struct Sim {
 }
 
 impl Sim {
-    fn new(seed: u64, trace: Trace) -> Self {
+    fn new(seed: u64, trace: Trace, beside: Beside) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut knobs = Knobs::draw(&mut rng, seed);
         knobs.disk.trace = trace == Trace::Kept;
-        let (hazards, mut hazard_rng) = Hazards::draw(seed);
+        let (mut hazards, mut hazard_rng) = Hazards::draw(seed);
+        if beside == Beside::Nothing {
+            hazards = Hazards::default();
+        }
         if hazards.archive {
             knobs.archive();
         }
