@@ -16,6 +16,10 @@ use super::oracle::Oracle;
 /// A user as readers see it.
 pub(super) type Seen = Vec<(MailboxStatus, Vec<ListEntry>)>;
 
+/// Changes of flags under way that are told apart. Each may double the states that a message may be in, and
+/// among so many hardly any would be wrong.
+const STORES_MAX: usize = 8;
+
 /// Where a message may have come from that nobody acknowledged.
 #[derive(Clone, PartialEq, Eq, Default)]
 struct Sources {
@@ -71,10 +75,20 @@ impl Oracle {
         Ok(mail)
     }
 
-    /// What flags a message may have: those known, and those after any of the changes under way.
+    /// Whether nobody can tell what flags the messages of a user have.
+    fn is_vague(&self, who: usize) -> bool {
+        let stores = |asked: &&&Asked| matches!(asked, Asked::Store(..));
+        self.person(who).vague || self.under_way(who).iter().filter(stores).count() > STORES_MAX
+    }
+
+    /// What flags a message may have: those known, and those after any of the changes under way; those
+    /// known alone if nobody can tell.
     fn marks_possible(&self, who: usize, mailbox: u32, uid: u32, known: &Marks) -> BTreeSet<Marks> {
         let uid = Uid::new(uid);
         let mut possible = BTreeSet::from([known.clone()]);
+        if self.is_vague(who) {
+            return possible;
+        }
         // Twice: in any order of two.
         for asked in self.under_way(who).iter().chain(&self.under_way(who)) {
             if let Asked::Store(of, flags) = asked
@@ -93,6 +107,7 @@ impl Oracle {
     /// goes on until nothing is added.
     fn explained(&self, who: usize, mailbox: u32, mail: usize) -> Option<Sources> {
         let under_way = self.under_way(who);
+        let vague = self.is_vague(who);
         let mut unseen: BTreeMap<u32, Sources> = BTreeMap::new();
         loop {
             let before = unseen.clone();
@@ -112,7 +127,7 @@ impl Oracle {
                             unseen.entry(*to).or_default().extend(Some(&sources));
                         }
                     }
-                    Asked::Store(of, flags) => {
+                    Asked::Store(of, flags) if !vague => {
                         // Its uid is not known, so that it may be one of those.
                         if let Some(sources) = unseen.get_mut(&of.mailbox) {
                             let more = sources.marks.iter().map(|marks| marks.after(flags));
@@ -194,7 +209,7 @@ impl Oracle {
                 );
                 let possible = self.marks_possible(who, mailbox, uid, &known.marks);
                 ensure!(
-                    self.person(who).vague || possible.contains(&marks),
+                    self.is_vague(who) || possible.contains(&marks),
                     "{name}: flags of uid {uid} are {marks:?}, not one of {possible:?}"
                 );
                 continue;
@@ -234,7 +249,7 @@ impl Oracle {
         let changed = |marks| self.marks_possible(who, mailbox, uid, marks);
         let possible: BTreeSet<Marks> = sources.marks.iter().flat_map(changed).collect();
         ensure!(
-            sources.gone || self.person(who).vague || possible.contains(&marks),
+            sources.gone || self.is_vague(who) || possible.contains(&marks),
             "flags of the new uid {uid} are {marks:?}, not one of {possible:?}"
         );
         // Changes that they have already may be answered later: those make no difference then.
@@ -245,11 +260,11 @@ impl Oracle {
         };
         let at = self.places;
         let once = self.is_once(who, mailbox, mail);
-        let copy = self.is_copied(who, mailbox);
+        let late = self.is_copied(who, mailbox) || self.is_doubted(who, mailbox, mail);
         let person = self.person_mut(who);
         let folder = person.folders.get_mut(&mailbox);
         let folder = folder.ok_or_else(|| "the mailbox is not known".to_owned())?;
-        folder.put(uid, message, copy)?;
+        folder.put(uid, message, late)?;
         if once {
             person.ids.insert((mailbox, mail), Known { at });
         }
@@ -271,6 +286,16 @@ impl Oracle {
     fn is_copied(&self, who: usize, mailbox: u32) -> bool {
         let copies = |asked: &&Asked| matches!(asked, Asked::Copy { to, .. } if *to == mailbox);
         self.under_way(who).iter().any(copies)
+    }
+
+    /// Whether a delivery that nobody will answer any more may have put a message there.
+    fn is_doubted(&self, who: usize, mailbox: u32, mail: usize) -> bool {
+        self.person(who).doubts.iter().any(|asked| match asked {
+            Asked::Append { mail: sent, to } => {
+                *sent == mail && to.iter().any(|to| to.who == who && to.mailbox == mailbox)
+            }
+            _ => false,
+        })
     }
 
     /// A page that came while work went on.

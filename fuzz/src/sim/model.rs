@@ -91,9 +91,10 @@ impl Folder {
         }
     }
 
-    /// Puts a message there that was acknowledged or seen. Copies are made in steps, with one answer
-    /// for all: what is behind them may be known before.
-    pub(super) fn put(&mut self, uid: u32, message: Message, copy: bool) -> Verdict {
+    /// Puts a message there that was acknowledged or seen. It may be `late`, so that what is behind it is
+    /// known before: copies are made in steps, with one answer for all; and what nobody answered is known
+    /// when it is seen, which may be after deliveries to a mailbox that could not be read meanwhile.
+    pub(super) fn put(&mut self, uid: u32, message: Message, late: bool) -> Verdict {
         if let Some(known) = self.messages.get_mut(&uid) {
             ensure!(
                 known.mail == message.mail,
@@ -106,7 +107,7 @@ impl Folder {
             return Ok(());
         }
         ensure!(
-            uid >= self.uidnext || (copy && !self.past.contains_key(&uid)),
+            uid >= self.uidnext || (late && !self.past.contains_key(&uid)),
             "uid {uid} of {} for mail {} was given before (UIDNEXT {})",
             self.name,
             message.mail,
