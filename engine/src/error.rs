@@ -136,6 +136,11 @@ impl IoError {
         matches!(self.errno, libc::ENOSPC | libc::EDQUOT)
     }
 
+    /// Whether the name is taken.
+    pub(crate) fn is_exists(&self) -> bool {
+        self.errno == libc::EEXIST
+    }
+
     /// Whether the file or directory does not exist.
     pub fn is_not_found(&self) -> bool {
         self.errno == libc::ENOENT

@@ -50,6 +50,8 @@ pub(crate) enum Purpose {
     Compact,
     /// A step of a log file's way into the archive.
     Archive,
+    /// A step of the way of a large message's file into the archive: of that number.
+    Leave(u64),
     /// A look into the archive.
     ArchiveList,
     /// A step of the scrub.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use ringpost_engine::config::{ArchiveLimits, ShardConfig};
 use ringpost_engine::io::RelPath;
-use ringpost_engine::io::sim::{Crash, SimConfig, SimDisk};
+use ringpost_engine::io::sim::{Crash, Fate, SimConfig, SimDisk};
 use ringpost_engine::offline::{Offline, OfflineError, OfflineUser, PastError};
 use ringpost_engine::request::{FlagOp, Request, UidSet};
 use ringpost_netproto::id::{MailboxId, WallNs};
@@ -311,4 +311,76 @@ fn a_large_message_is_found_in_the_archive_of_a_core_that_is_gone() {
     }
     assert_eq!(node.list(&RelPath::archive_dir(5)).len(), 1);
     assert_eq!(past(&backup, &node, "bob", at), Some(before));
+}
+
+/// A kill came when a log file had its name in the archive and the directory was not synced; the next opening
+/// took the name for durable and unlinked the one in the log, and a power cut took the other.
+#[test]
+fn a_name_in_the_archive_that_a_kill_left_is_made_durable_before_the_other_goes() {
+    for seed in 0..60 {
+        let mut config = SimConfig::new(seed).weak();
+        config.poll_ns = 1_000;
+        let mut bench = Bench::on(empty_disk(config), archiving()).expect("opens");
+        bench.deliver(&["bob"], 1, &message(1, 300));
+        let backup = copied(&mut bench, 1);
+        let archived = |bench: &Bench| bench.disk.list(&RelPath::archive_dir(0)).len();
+        let had = archived(&bench);
+        for number in 2..40 {
+            bench.deliver(&["bob"], number, &message(number, 300));
+        }
+        assert_eq!(archived(&bench), had, "all are needed without a checkpoint");
+        bench.submit(Request::Checkpoint).expect("taken");
+        let mut polls = 0;
+        while archived(&bench) == had {
+            bench.poll();
+            polls += 1;
+            assert!(polls < 100_000, "nothing comes into the archive");
+        }
+        bench = bench.crash(Crash::Kill);
+        turns(&mut bench, 5);
+        bench = bench.crash(Crash::PowerCut);
+        let at = now_of(&bench.disk).wall;
+        let seen = present(&bench.disk, "bob");
+        assert!(seen.is_some(), "it has mail");
+        let found = past(&backup, &bench.disk, "bob", at);
+        assert!(found == seen, "seed {seed}");
+    }
+}
+
+/// The file of an expunged large message was renamed into the archive: a power cut kept the end of its old name
+/// and not the new one.
+#[test]
+fn a_large_message_is_on_its_way_into_the_archive_when_the_power_goes() {
+    for seed in 0..60 {
+        let mut config = SimConfig::new(seed).weak();
+        config.poll_ns = 1_000;
+        config.fate = Fate::Least;
+        let mut bench = Bench::on(empty_disk(config), archiving()).expect("opens");
+        bench.deliver(&["bob"], 1, &message(1, 300));
+        let backup = copied(&mut bench, 1);
+        bench.deliver_large(&["bob"], 2, &message(2, 9_000));
+        bench.checkpoint();
+        let at = now_of(&bench.disk).wall;
+        bench.disk.advance(2_000_000);
+        let before = present(&bench.disk, "bob");
+        let gone = bench.expunge("bob", MailboxId::INBOX, uids(&[2]));
+        gone.expect("it is there");
+        bench.submit(Request::Checkpoint).expect("taken");
+        let large = |name: &(String, u64)| name.0.strip_suffix(".mbox").is_some();
+        let mut polls = 0;
+        while !bench.disk.list(&RelPath::archive_dir(0)).iter().any(large) {
+            bench.poll();
+            polls += 1;
+            assert!(polls < 100_000, "nothing comes into the archive");
+        }
+        // Its checkpoint makes the names of the user durable, and with them the end of the old one.
+        bench.deliver_large(&["bob"], 3, &message(3, 9_000));
+        bench.checkpoint();
+        bench = bench.crash(Crash::PowerCut);
+        turns(&mut bench, 5);
+        assert!(
+            past(&backup, &bench.disk, "bob", at) == before,
+            "seed {seed}"
+        );
+    }
 }

@@ -73,6 +73,10 @@ const PINNED: &[(u64, &str)] = &[
         1_795_974_920_013_469,
         "copies that were asked for together took more places in the window than were counted (the oracle's)",
     ),
+    (
+        1_795_993_115_000_655,
+        "a log file was unlinked for its name in the archive, which a kill had left and a power cut took",
+    ),
 ];
 
 /// Fresh seeds of each run.

@@ -15,7 +15,7 @@
 //! Mail comes first. When the disk is nearly full the backup is given up, then the oldest archived files
 //! go; new mail is refused only when that did not help.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{Phase, Shard};
 use crate::canary::{self, Canary};
@@ -38,6 +38,9 @@ pub(super) struct Backups {
     over: Option<u64>,
     dirs: Dirs,
     moving: Option<Moving>,
+    /// By their numbers.
+    leaving: BTreeMap<u64, Leaving>,
+    leaving_next: u64,
     /// In `archive/`, oldest first.
     files: VecDeque<Kept>,
     bytes: u64,
@@ -96,6 +99,17 @@ enum Move {
     Unlink,
 }
 
+/// The file of a large message on its way into `archive/`. As with a log file, no old name ends before the
+/// new one is durable: a rename into another directory may come apart in a power cut.
+struct Leaving {
+    /// One of these is its name.
+    names: Vec<RelPath>,
+    to: RelPath,
+    /// Links that are not answered.
+    links: usize,
+    is_linked: bool,
+}
+
 /// A file in `archive/`.
 #[derive(Clone)]
 struct Kept {
@@ -142,6 +156,12 @@ impl Backups {
         limits: Option<ArchiveLimits>,
     ) -> Result<(Self, Vec<u64>), IoError> {
         let dir = RelPath::archive_dir(log_id);
+        // A killed process may have left names that are not durable yet, and a log file whose name is here
+        // loses the one in the log.
+        match ops.run_plain(Op::SyncDir { path: dir.clone() }) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
         let (names, mut dirs) = match ops.run_plain(Op::ListDir { path: dir.clone() }) {
             Ok(Done::Listing(names)) => (names, Dirs::Made),
             Ok(other) => unreachable_done(&other),
@@ -173,6 +193,8 @@ impl Backups {
             over: None,
             dirs,
             moving: None,
+            leaving: BTreeMap::new(),
+            leaving_next: 0,
             bytes: files.iter().map(|kept| kept.bytes).sum(),
             files,
             now_s: 0,
@@ -218,22 +240,9 @@ impl Backups {
         }
     }
 
-    /// How a file that nobody needs any more leaves its place.
-    pub(super) fn parting(&mut self, path: RelPath) -> Op {
-        let archived = self.limits;
-        let to = archived.and_then(|_| path.archived_large(self.log_id, self.now_s));
-        match to {
-            Some(to) => {
-                self.listing = Listing::Wanted;
-                Op::Rename { from: path, to }
-            }
-            None => Op::Unlink { path },
-        }
-    }
-
     /// Whether no file is on its way.
     pub(super) fn is_quiet(&self) -> bool {
-        self.moving.is_none() && self.listing != Listing::Running
+        self.moving.is_none() && self.leaving.is_empty() && self.listing != Listing::Running
     }
 
     /// Whether a checkpoint is waited for.
@@ -422,12 +431,78 @@ impl<I: Io> Shard<I> {
     /// and went between two checkpoints may still have its first name then.
     pub(super) fn part_with(&mut self, dir: &RelPath, dead: &DeadFile) {
         let last = dir.large(dead.segment, dead.mailbox, dead.uid);
-        let op = self.backups.parting(last);
-        if let Op::Rename { to, .. } = &op {
-            let (from, to) = (dir.segment_part(dead.segment), to.clone());
-            self.ops.start(Op::Rename { from, to }, Purpose::Tidy);
+        let first = dir.segment_part(dead.segment);
+        self.retire(last, Some(first));
+    }
+
+    /// A file that nobody needs any more leaves its place; `first` is a name that it may still have if it is
+    /// archived.
+    pub(super) fn retire(&mut self, path: RelPath, first: Option<RelPath>) {
+        let backups = &mut self.backups;
+        let at_s = backups.limits.map(|_| backups.now_s);
+        let Some(to) = at_s.and_then(|at_s| path.archived_large(backups.log_id, at_s)) else {
+            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            return;
+        };
+        if backups
+            .leaving
+            .values()
+            .any(|leaving| leaving.names.contains(&path))
+        {
+            return;
         }
-        self.ops.start(op, Purpose::Tidy);
+        let names: Vec<RelPath> = first.into_iter().chain([path]).collect();
+        let number = backups.leaving_next;
+        backups.leaving_next += 1;
+        for from in &names {
+            let (from, to) = (from.clone(), to.clone());
+            self.ops
+                .start(Op::Link { from, to }, Purpose::Leave(number));
+        }
+        let links = names.len();
+        let leaving = Leaving {
+            names,
+            to,
+            links,
+            is_linked: false,
+        };
+        backups.leaving.insert(number, leaving);
+    }
+
+    /// A step of the way of a large message's file ended. What fails is left to the next load of its user,
+    /// but for a sync: nobody knows then what is in the directory.
+    pub(super) fn retire_step(
+        &mut self,
+        number: u64,
+        result: Result<Done, Failed>,
+    ) -> Result<(), IoError> {
+        let backups = &mut self.backups;
+        let Some(mut leaving) = backups.leaving.remove(&number) else {
+            return Ok(());
+        };
+        if leaving.links > 0 {
+            leaving.links -= 1;
+            leaving.is_linked |= match &result {
+                Ok(_) => true,
+                Err(failed) => failed.error.is_exists(),
+            };
+            if leaving.links == 0 && leaving.is_linked {
+                let path = leaving.to.parent();
+                self.ops.start(Op::SyncDir { path }, Purpose::Leave(number));
+            }
+            if leaving.links > 0 || leaving.is_linked {
+                backups.leaving.insert(number, leaving);
+            }
+            return Ok(());
+        }
+        result.map_err(|failed| failed.error)?;
+        backups.listing = Listing::Wanted;
+        if !backups.holds_files() {
+            for path in leaving.names {
+                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            }
+        }
+        Ok(())
     }
 
     /// Counts what came there without its size.

@@ -419,6 +419,7 @@ impl<I: Io> Shard<I> {
             Purpose::Compact => self.compaction_op_ended(now, result)?,
             Purpose::Copy(index, place) => self.copy_step(index, place, result)?,
             Purpose::Archive => self.archive_step(result)?,
+            Purpose::Leave(number) => self.retire_step(number, result)?,
             Purpose::ArchiveList => self.archive_listed(result)?,
             Purpose::Scrub => self.scrub_step(now, result),
             Purpose::ScrubFile => self.scrub_saved(),

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use super::super::Shard;
 use crate::index::DeadFile;
 use crate::io::{Io, RelPath};
-use crate::ops::Purpose;
 use crate::pending::What;
 use crate::position::Lsn;
 use crate::user::User;
@@ -87,8 +86,7 @@ impl<I: Io> Shard<I> {
             }
             for path in dead.paths {
                 self.metrics.files_unlinked += 1;
-                let op = self.backups.parting(path);
-                self.ops.start(op, Purpose::Tidy);
+                self.retire(path, None);
             }
         }
     }
