@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use flipkit::{Damage, Image, Mail, USERS, judge, judge_after, mail, path_of, small_store};
 use ringpost_engine::check::Severity;
 use ringpost_engine::format::crc;
+use ringpost_engine::format::info::INFO_HEADER_BYTES;
 use ringpost_engine::format::log_file::LogFileHeader;
 use ringpost_engine::format::store_file::StoreId;
 use ringpost_engine::io::sim::{Crash, SimConfig};
@@ -422,6 +423,113 @@ fn an_armed_log_file_without_its_header_is_named_and_passed() {
         }
     }
     assert!(refused > 0, "every header was superfluous");
+}
+
+/// The file that the log ends in, begun by an opening while the one before has room, loses its header; whether
+/// its only frame is behind the last one tells that it is needed. The log cannot go on at its end then: the
+/// file before still reaches there, and the next one, if it is armed, goes on from the one that is lost.
+#[test]
+fn the_log_goes_on_behind_a_file_without_a_header() {
+    let config = || ringpost_engine::config::ShardConfig {
+        checkpoint_interval_ns: u64::MAX / 4,
+        ..ringpost_engine::config::ShardConfig::tiny()
+    };
+    for turns in [0, 10] {
+        let mut bench = testkit::Bench::on(drained().disk(), config()).expect("the store opens");
+        bench.deliver(&USERS[..1], 90, &testkit::message(90, 500));
+        for _turn in 0..turns {
+            bench.poll();
+            bench.pass_time();
+        }
+        let image = Image::of(&bench.disk);
+        let held = mail(image.disk());
+        let mut refused = 0;
+        for (name, _) in armed_logs(&image) {
+            let image = harmed(&image, |image| image.bytes_mut(&name)[..4_096].fill(0xEE));
+            let what = format!("{turns} turns: {name}");
+            let is_sound = check_disk(&image.disk()).is_sound();
+            let opens = testkit::Bench::on(image.disk(), config()).is_ok();
+            assert_eq!(opens, is_sound, "{what}");
+            refused += usize::from(!opens);
+            let verdict = judge(&image, &held, &what);
+            assert!(verdict.missing.is_empty(), "{what}: {:?}", verdict.repaired);
+            // What comes then is taken up by a recovery.
+            let disk = image.disk();
+            repair(&disk, disk.io(), NOW, &mut |_| {}).expect("the rest can be saved");
+            let mut bench = testkit::Bench::on(disk, config()).expect("it is sound");
+            bench.deliver(&USERS[..1], 91, &testkit::message(91, 500));
+            let disk = bench.disk.crash(Crash::PowerCut);
+            assert!(check_disk(&disk).is_sound(), "{what}");
+            assert_eq!(mail(disk).len(), held.len() + 1, "{what}");
+        }
+        assert_eq!(refused, 1, "{turns} turns");
+    }
+}
+
+/// A file that a compaction gave up and a crash left there stays dead, whatever of the index is lost: whoever
+/// took its message over would lose it when the file goes.
+#[test]
+fn files_that_a_compaction_gave_up_stay_dead() {
+    let name = USERS[0];
+    let [dead, index] =
+        ["00000001.00000001.00000001.mbox", "info.00000002"].map(|file| file_of(name, file));
+    let mut config = SimConfig::new(1);
+    config.poll_ns = 1_000;
+    let disk = testkit::empty_disk(config);
+    let config = ringpost_engine::config::ShardConfig::tiny();
+    let mut bench = testkit::Bench::on(disk, config).expect("opens");
+    bench.deliver_large(&[name], 1, &testkit::message(1, 9_000));
+    bench.deliver(&[name], 2, &testkit::message(2, 300));
+    bench.checkpoint();
+    let gone = bench.expunge(name, MailboxId::INBOX, uids(&[1]));
+    gone.expect("it is there");
+    let compact = Request::Compact { user: user(name) };
+    bench.submit(compact).expect("taken");
+    let mut polls = 0;
+    while bench.disk.read(&path_of(&index)).is_none() {
+        bench.poll();
+        polls += 1;
+        assert!(polls < 100_000, "there is no new index");
+    }
+    let image = Image::of(&bench.disk.crash(Crash::Kill));
+    assert!(image.0.contains_key(&dead), "it went with the old index");
+    let held = mail(image.disk());
+    assert_eq!(held.len(), 1);
+    let size = image.0[&index].as_ref().map_or(0, Vec::len);
+    for slot in (INFO_HEADER_BYTES..size).step_by(64) {
+        let image = harmed(&image, |image| {
+            image.bytes_mut(&index)[slot..slot + 64].fill(0xEE)
+        });
+        let verdict = judge(&image, &held, &format!("the slot at {slot}"));
+        assert!(verdict.missing.is_empty(), "{:?}", verdict.repaired);
+    }
+}
+
+/// Delivery ids that cannot be read are no damage, and a repair puts them right all the same.
+#[test]
+fn a_ring_of_delivery_ids_without_its_header_is_made_anew() {
+    let image = drained();
+    let held = mail(image.disk());
+    let ring = "log/00/dedupe";
+    for garbage in [0xEE, 0] {
+        let image = harmed(&image, |image| image.bytes_mut(ring)[..512].fill(garbage));
+        let said = format!("{:?}", check_disk(&image.disk()).findings);
+        assert!(said.contains(ring), "{said}");
+        let verdict = judge(&image, &held, ring);
+        assert!(verdict.missing.is_empty(), "{:?}", verdict.repaired);
+        let named = |action: &ringpost_engine::repair::Action| {
+            action.file == ring && action.what.starts_with("made anew")
+        };
+        assert!(
+            verdict.repaired.actions.iter().any(named),
+            "{:?}",
+            verdict.repaired
+        );
+        let disk = image.disk();
+        repair(&disk, disk.io(), NOW, &mut |_| {}).expect("it can be put right");
+        let findings = check_disk(&disk).findings;
+        assert!(findings.is_empty(), "{findings:?}");
+    }
 }
 
 /// What was expunged stays away: the new generation of an index says of its messages, of which some

@@ -7,6 +7,7 @@ use super::tree::{ReadTree, Window};
 use crate::error::{CorruptReason, IoError};
 use crate::format::Version;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
+use crate::format::index;
 use crate::format::log_file::{LOG_HEADER_BYTES, LogFileHeader};
 use crate::format::store_file::StoreFile;
 use crate::io::RelPath;
@@ -42,7 +43,7 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     /// The position behind its last byte.
-    pub(super) fn end(&self, header: &LogFileHeader) -> Lsn {
+    pub(crate) fn end(&self, header: &LogFileHeader) -> Lsn {
         header
             .start_lsn
             .after(self.bytes.saturating_sub(BLOCK_BYTES))
@@ -150,6 +151,12 @@ pub(super) fn header_at(window: &mut Window<'_>, offset: u64) -> Option<FrameHea
     FrameHeader::open(bytes).ok()
 }
 
+/// Whether the records of a frame are those that its header was written for.
+fn is_whole(window: &mut Window<'_>, offset: u64, frame: &FrameHeader) -> bool {
+    let bytes = window.at(offset, FRAME_HEADER_BYTES + index(frame.payload_len));
+    bytes.is_ok_and(|bytes| frame.payload(bytes).is_ok())
+}
+
 /// Of the armed files that are wanted, the one armed last: its place.
 pub(super) fn latest(
     files: &[LogFile],
@@ -198,6 +205,16 @@ pub(super) fn is_vouched_for(
     Ok(false)
 }
 
+/// What a frame has to be that proves that the log goes on in a file without a header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Proof {
+    /// There: something else says that the log goes on.
+    Header,
+    /// Whole: nothing else does, and a file that is being armed anew may hold a frame that was torn and given
+    /// up.
+    Frame,
+}
+
 /// The file with a damaged header that holds the frame at `pos`, and the header that its frames
 /// prove: salt and `start_lsn`.
 pub(super) fn hidden(
@@ -205,6 +222,7 @@ pub(super) fn hidden(
     files: &[LogFile],
     like: &LogFileHeader,
     (pos, previous): (Lsn, Option<u32>),
+    proof: Proof,
 ) -> Option<(usize, LogFileHeader)> {
     // The header may be so damaged that it is zeros.
     let headless = files
@@ -235,12 +253,15 @@ pub(super) fn hidden(
                 version: Version::OURS,
             };
             let offset = header.offset_of(pos).unwrap_or(file.bytes);
-            let holds = header_at(&mut window, offset).is_some_and(|frame| {
+            let frame = header_at(&mut window, offset).filter(|frame| {
                 frame.salt == salt
                     && frame.lsn == pos
                     && previous.is_none_or(|previous| previous == frame.previous_crc)
             });
-            if holds {
+            let holds = |frame: FrameHeader| {
+                proof == Proof::Header || is_whole(&mut window, offset, &frame)
+            };
+            if frame.is_some_and(holds) {
                 return Some((index, header));
             }
         }

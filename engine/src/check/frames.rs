@@ -3,7 +3,8 @@
 //! was passed over; `flushed_lsn` in later frames tells damage from the torn end.
 
 use super::files::{
-    FileState, HIDDEN, LogFile, behind_gap, header_at, hidden, is_vouched_for, latest, missed,
+    FileState, HIDDEN, LogFile, Proof, behind_gap, header_at, hidden, is_vouched_for, latest,
+    missed,
 };
 use super::log::LogSurvey;
 use super::records::Walk;
@@ -68,11 +69,14 @@ impl Checker<'_> {
             });
             let limit = next.map_or(file.end(&header), |(_, next)| next.start_lsn);
             let from = survey.end;
-            let walked = self.file(survey, walk, (file, &header, place), limit, previous);
-            current = match next {
-                Some(next) if walked == Walked::On => Some(next),
+            survey.headless = header.sequence == HIDDEN;
+            let here = (file, &header, place);
+            let walked = self.file(survey, walk, &chain, here, limit, previous);
+            current = match (walked, next) {
+                (Walked::Over(found), _) => Some(found),
+                (Walked::On, Some(next)) => Some(next),
                 // Nothing was read of a file that was looked for: there is no other.
-                _ if walked == Walked::End && survey.end == from && header.sequence == HIDDEN => {
+                (Walked::End, _) if survey.end == from && survey.headless => {
                     self.behind(survey, &chain, &header, previous)
                 }
                 _ => self.onward(survey, &chain, (place, &header, walked), previous),
@@ -95,7 +99,7 @@ impl Checker<'_> {
         if holds.is_some() {
             return holds;
         }
-        if let Some(found) = self.hidden(chain, (pos, *previous)) {
+        if let Some(found) = self.hidden(chain, (pos, *previous), Proof::Header) {
             return Some(found);
         }
         let blank = pos == Lsn::new(0) && files.iter().all(|file| file.state == FileState::Blank);
@@ -125,18 +129,18 @@ impl Checker<'_> {
         let pos = survey.end;
         if missed(chain.files, header, pos).is_none() {
             if walked == Walked::End {
-                return None;
+                return self.hidden(chain, (pos, *previous), Proof::Frame);
             }
             match is_vouched_for(self.tree, chain.files, Some(place), pos) {
                 Ok(true) => {}
-                Ok(false) => return None,
+                Ok(false) => return self.hidden(chain, (pos, *previous), Proof::Frame),
                 Err(error) => {
                     self.finding(Severity::Damage, error.corrupt());
                     return None;
                 }
             }
         }
-        if let Some(found) = self.hidden(chain, (pos, *previous)) {
+        if let Some(found) = self.hidden(chain, (pos, *previous), Proof::Header) {
             return Some(found);
         }
         let path = RelPath::log_dir(survey.log_id);
@@ -164,8 +168,8 @@ impl Checker<'_> {
     }
 
     /// A file whose header is damaged and whose frames are needed.
-    fn hidden(&mut self, chain: &Chain<'_>, at: (Lsn, Option<u32>)) -> Option<Link> {
-        let found = hidden(self.tree, chain.files, &chain.like, at)?;
+    fn hidden(&mut self, chain: &Chain<'_>, at: (Lsn, Option<u32>), proof: Proof) -> Option<Link> {
+        let found = hidden(self.tree, chain.files, &chain.like, at, proof)?;
         let file = chain.files.get(found.0)?;
         let what = "its frames and its header, which is damaged";
         self.damage(&file.path, 0, CorruptReason::Disagree(what));
@@ -177,6 +181,7 @@ impl Checker<'_> {
         &mut self,
         survey: &mut LogSurvey,
         walk: &mut Walk<'_>,
+        chain: &Chain<'_>,
         (file, header, place): (&LogFile, &LogFileHeader, usize),
         limit: Lsn,
         previous: &mut Option<u32>,
@@ -204,6 +209,12 @@ impl Checker<'_> {
                     }
                 }
             };
+            // The file may have been left here for one that lost its header.
+            if !survey.headless
+                && let Some(found) = self.hidden(chain, (pos, *previous), Proof::Header)
+            {
+                return Walked::Over(found);
+            }
             self.damage(&file.path, offset, reason.clone());
             let whole = header_at(&mut window, offset)
                 .filter(|frame| frame.salt == header.salt && frame.lsn == pos);
@@ -242,8 +253,12 @@ impl Checker<'_> {
 /// Whether the walk goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Walked {
+    /// Up to its limit.
     On,
+    /// To the end of the log.
     End,
+    /// To where the log goes over to a file that lost its header.
+    Over(Link),
 }
 
 fn read_frame(

@@ -28,7 +28,7 @@ use crate::position::Lsn;
 pub(crate) enum LogState {
     /// Nothing but what a crash leaves.
     Sound,
-    /// Something is damaged.
+    /// Something is damaged, or the delivery ids are lost.
     Broken,
 }
 
@@ -48,6 +48,8 @@ pub(crate) struct LogSurvey {
     pub(crate) end: Lsn,
     /// Whether it ends in a frame that was being written.
     pub(crate) torn: bool,
+    /// Whether it ends in a file whose header is damaged.
+    pub(crate) headless: bool,
     /// Positions of files that are missing.
     pub(crate) gaps: Vec<(Lsn, Lsn)>,
     /// `header_crc` of the last frame.
@@ -63,6 +65,11 @@ pub(crate) struct LogSurvey {
 }
 
 impl LogSurvey {
+    /// Whether the ring of delivery ids cannot be read, and held some.
+    pub(crate) fn has_no_ring(&self) -> bool {
+        self.dedupe.is_none() && self.superblock.dedupe_next > 0
+    }
+
     /// The identity of the log, as in the header of any of its files.
     pub(super) fn any_header(&self) -> LogFileHeader {
         let known = self.files.iter().find_map(|file| file.header);
@@ -159,6 +166,7 @@ impl Checker<'_> {
             current_copy,
             files,
             torn: false,
+            headless: false,
             gaps: Vec::new(),
             previous_crc: 0,
             parts_newest,
@@ -175,7 +183,7 @@ impl Checker<'_> {
         };
         self.frames(&mut survey, &mut walk);
         survey.chains = walk.chains;
-        if self.damages > damages {
+        if self.damages > damages || survey.has_no_ring() {
             survey.state = LogState::Broken;
         }
         Some(survey)

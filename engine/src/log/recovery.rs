@@ -142,7 +142,9 @@ pub(crate) fn recover<I: Io>(
 impl Recovery {
     /// Looks for a frame that was sealed after what is missing at `self.end` had been flushed: then
     /// acknowledged mail is damaged, and `bad` names where. Any file may hold it, since a damaged
-    /// header hides a file from the chain; frames of former uses have a lower `flushed_lsn`.
+    /// header hides a file from the chain; frames of former uses have a lower `flushed_lsn`. In a file with
+    /// such a header the frame that would be the next is enough, if it is whole: one of a former use was
+    /// torn, or it would have been the next then.
     fn evidence<I: Io>(
         &self,
         ops: &mut Ops<I>,
@@ -167,11 +169,19 @@ impl Recovery {
             }
             let mut offset = header_bytes();
             while let Some(bytes) = reader.block(ops, found.number, found.file, offset)? {
-                let vouches = FrameHeader::open(bytes).is_ok_and(|frame| {
+                let frame = FrameHeader::open(bytes).ok();
+                let vouches = frame.as_ref().is_some_and(|frame| {
                     let ours = found.header.is_none_or(|header| header.salt == frame.salt);
                     ours && frame.lsn >= self.end && frame.flushed_lsn > self.end
                 });
-                if vouches && !canary::on(Canary::DamageTakenAsTorn) {
+                let goes_on = match frame {
+                    Some(frame) if found.damaged && self.is_next(&frame) => {
+                        let bytes = reader.frame(ops, found.number, found.file, offset)?;
+                        frame.payload(bytes).is_ok()
+                    }
+                    _ => false,
+                };
+                if (vouches || goes_on) && !canary::on(Canary::DamageTakenAsTorn) {
                     return Err(OpenError::LogDamaged(bad.clone()));
                 }
                 offset += BLOCK_BYTES;
@@ -182,6 +192,11 @@ impl Recovery {
 }
 
 impl Recovery {
+    /// Whether a frame says that it follows the last one.
+    fn is_next(&self, frame: &FrameHeader) -> bool {
+        frame.lsn == self.end && frame.previous_crc == self.previous_crc
+    }
+
     /// Whether a file that was armed behind the end of the chain has a predecessor that is not there: a
     /// file is armed when the one before it is in use, and that one is not recycled before a checkpoint
     /// has passed it.

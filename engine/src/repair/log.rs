@@ -34,13 +34,17 @@ pub(super) struct Log<'a> {
 }
 
 impl LogSurvey {
-    /// Where the log goes on after a repair.
+    /// Where the log goes on after a repair: behind all files if the one it ends in has no header. Where it
+    /// ended another file may have room, and its chain would lead to the one that cannot be read.
     pub(super) fn next_lsn(&self) -> Lsn {
-        let armed = self.files.iter().any(|file| file.header.is_some());
-        if self.made_up && !armed {
-            FRESH
-        } else {
-            self.end
+        let armed = self
+            .files
+            .iter()
+            .filter_map(|file| Some(file.end(&file.header?)));
+        match armed.max() {
+            None if self.made_up => FRESH,
+            Some(behind) if self.headless => behind.max(self.end),
+            _ => self.end,
         }
     }
 
@@ -64,6 +68,10 @@ impl Log<'_> {
     pub(super) fn close(&mut self, out: &mut Outcome) -> Result<(), IoError> {
         let log_id = self.survey.log_id;
         let dedupe_next = self.dedupe()?;
+        if self.survey.has_no_ring() {
+            let what = "made anew: a delivery from before the last checkpoint that comes again is not known";
+            out.did(RelPath::dedupe(log_id).to_string(), what.to_owned());
+        }
         let parts_sequence = self.parts()?;
         let survey = self.survey;
         let sequence = survey.superblock.sequence + 1;

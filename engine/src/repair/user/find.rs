@@ -127,6 +127,8 @@ impl User<'_> {
             match known.cloned() {
                 Some(known) if known.alive => self.known_large(user, &path, size, &known),
                 Some(_) => {}
+                // Nothing in it was alive when it was given up.
+                None if user.index.retired.contains(&segment) => {}
                 None => self.unknown_large(user, &path, key, segment, size),
             }
         }
