@@ -163,6 +163,15 @@ impl Sim {
         let (logs, skew) = (self.logs, self.skew_ns);
         let opened = Node::open(&self.disk, &self.knobs.shard, logs, (seed, skew));
         let done = opened.as_ref().map(drop);
+        if self.hazards.cores && self.disk.faults() > 0 {
+            // The old number of cores writes a checkpoint first, and nobody hears whom it could not read.
+            let people = self.oracle.people.iter();
+            let dirs = people.map(|person| node::dir_of(&person.key).to_string());
+            self.oracle
+                .excuses
+                .unread
+                .extend(dirs.collect::<Vec<String>>());
+        }
         self.say(|sim| {
             if sim.hazards.cores {
                 format!("opened with {logs} cores: {done:?}")

@@ -447,9 +447,9 @@ impl Sim {
     fn notice(&mut self, notice: &Notice) -> Verdict {
         self.has_holes |= matches!(notice, Notice::BackupGivenUp { .. });
         let world = &mut self.oracle.excuses;
-        if let Notice::Corrupt(corrupt) = notice
-            && let Some((dir, _)) = corrupt.file.split_once("/info.")
-        {
+        if let Notice::Corrupt(corrupt) = notice {
+            // An index, or the directory that was to be listed for it.
+            let dir = corrupt.file.split("/info.").next().unwrap_or_default();
             world.unread.insert(dir.to_owned());
         }
         let excused = match notice {

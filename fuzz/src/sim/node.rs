@@ -27,6 +27,11 @@ pub(crate) fn user(name: &str) -> UserKey {
     UserKey::new(name.as_bytes(), &KEY, partitions()).expect("a good name")
 }
 
+/// The directory of a user.
+pub(crate) fn dir_of(user: &UserKey) -> RelPath {
+    RelPath::user_dir(user.partition(), user.hash(), 0)
+}
+
 fn store_file(logs: u32) -> StoreFile {
     StoreFile {
         version: Version::OURS,
