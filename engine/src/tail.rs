@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use ringpost_netproto::id::{MailboxId, UidValidity};
+use smallvec::SmallVec;
 
 use crate::format::info::{DELETED, Keyword, Mailbox, MailboxOp, Msg, SEEN, SpecialUse};
 use crate::request::{MailboxStatus, Subscribed};
@@ -150,6 +151,8 @@ pub(crate) struct Tail {
     pub(crate) moving: Usage,
     /// What its files hold, and hold for nothing.
     pub(crate) space: Space,
+    /// Shared segments with messages that are not visible yet, and how many.
+    awaited: SmallVec<[(u32, u32); 1]>,
 }
 
 /// Messages and bytes, as quotas count them (storage.md 4.6).
@@ -218,7 +221,29 @@ impl Tail {
             reserved: Usage::default(),
             moving: Usage::default(),
             space: Space::default(),
+            awaited: SmallVec::new(),
         }
+    }
+
+    /// A message takes a place in a shared segment.
+    pub(crate) fn awaits(&mut self, segment: u32) {
+        match self.awaited.iter_mut().find(|(id, _)| *id == segment) {
+            Some((_, count)) => *count += 1,
+            None => self.awaited.push((segment, 1)),
+        }
+    }
+
+    /// A message that took one is visible, or will never be.
+    pub(crate) fn arrived(&mut self, segment: u32) {
+        if let Some((_, count)) = self.awaited.iter_mut().find(|(id, _)| *id == segment) {
+            *count -= 1;
+        }
+        self.awaited.retain(|(_, count)| *count > 0);
+    }
+
+    /// Whether a shared segment holds messages, or will.
+    pub(crate) fn is_needed(&self, segment: u32) -> bool {
+        self.space.is_alive(segment) || self.awaited.iter().any(|(id, _)| *id == segment)
     }
 
     /// Whether every number that a message takes can still grow. Only absurd files say no.

@@ -9,7 +9,8 @@ use ringpost_engine::format::superblock::Pair;
 use ringpost_engine::io::RelPath;
 use ringpost_engine::io::sim::{Crash, Fate, Harsh, SimConfig};
 use ringpost_engine::request::{
-    Event, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, ScrubWhat, UidSet,
+    Event, MailboxChange, MonotonicNs, Notice, Outcome, QuotaLimits, Refused, Request, ScrubWhat,
+    UidSet,
 };
 use ringpost_netproto::id::{MailboxId, Modseq};
 use testkit::{Bench, empty_disk, message, user};
@@ -515,4 +516,65 @@ fn a_log_file_that_leaves_the_log_is_not_damage_to_a_scrub() {
         let named = bench.events.iter().find(named);
         assert!(named.is_none(), "after {turns} turns: {named:?}");
     }
+}
+
+/// A killed delivery had made the directory of a new user and not synced its name. The next one found it there
+/// and took it for durable.
+#[test]
+fn a_directory_that_a_killed_delivery_made_is_not_taken_for_durable() {
+    let mut made = 0;
+    for change in 1..16 {
+        let disk = empty_disk(forgetful(change));
+        let mut bench = Bench::on(disk, ShardConfig::tiny()).expect("opens");
+        let at = bench.disk.changes() + change;
+        bench.disk.configure(|config| config.crash_at = Some(at));
+        bench.try_deliver_large(&[BOB], 1, &message(1, 9_000));
+        let mut bench = bench.crash(Crash::Kill);
+        let dir = RelPath::user_dir(user(BOB).partition(), user(BOB).hash(), 0);
+        let names = bench.disk.tree();
+        made += u32::from(names.iter().any(|(name, _)| *name == dir.to_string()));
+        bench.deliver_large(&[BOB], 1, &message(1, 9_000));
+        let mut bench = bench.crash(Crash::PowerCut);
+        assert_eq!(bench.mailbox(BOB).len(), 1, "change {change}");
+        no_damage_is_named(&bench, &format!("change {change}"));
+    }
+    assert!(made > 0, "no directory was left by a kill");
+}
+
+/// A segment of which nothing was left had room for one message more, and the next went into another one. A
+/// change in the same frame, published before, saw a sealed segment with nothing in it, and its file went.
+#[test]
+fn a_segment_stays_for_a_message_that_is_about_to_be_seen() {
+    let config = ShardConfig {
+        segment_bytes_max: 8 << 10,
+        compact_bytes_min: 1 << 40,
+        checkpoint_interval_ns: 1 << 60,
+        ..ShardConfig::tiny()
+    };
+    let mut bench = Bench::on(empty_disk(SimConfig::new(1)), config).expect("opens");
+    for number in 1..4 {
+        bench.deliver(&[BOB], number, &message(number, 1_800));
+    }
+    let expunged = bench.expunge(BOB, MailboxId::INBOX, UidSet::range(1, 3));
+    expunged.expect("they are there");
+    bench.checkpoint();
+    let change = MailboxChange::Subscribe {
+        mailbox: MailboxId::SENT,
+    };
+    bench
+        .submit(Request::Mailbox {
+            user: user(BOB),
+            change,
+        })
+        .expect("taken");
+    bench.append(&[BOB], 4, &message(4, 300));
+    bench.append(&[BOB], 5, &message(5, 3_000));
+    bench.settle();
+    for _turn in 0..20 {
+        bench.poll();
+        bench.pass_time();
+    }
+    let mut bench = bench.crash(Crash::Kill);
+    assert_eq!(bench.mailbox(BOB).len(), 2);
+    no_damage_is_named(&bench, "after it");
 }

@@ -548,6 +548,7 @@ impl<I: Io> Shard<I> {
         if roll {
             tail.next_segment += 1;
         }
+        tail.awaits(place.0);
         place
     }
 }

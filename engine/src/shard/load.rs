@@ -42,7 +42,6 @@ pub(super) struct Listing {
     segments: Vec<(u32, u64)>,
     /// Of them those of one message each.
     large: BTreeSet<DeadFile>,
-    has_dir: bool,
 }
 
 /// A load under way.
@@ -188,7 +187,6 @@ impl<I: Io> Shard<I> {
         let user = self.users.get(index);
         let dir = user.dir();
         let mut listing = Listing {
-            has_dir: true,
             next_segment: 1,
             ..Listing::default()
         };
@@ -423,8 +421,9 @@ impl<I: Io> Shard<I> {
             (Some(header), Some(bytes)) => Some(InfoFile { header, bytes }),
             _ => None,
         };
-        // While its create record is pending, no checkpoint has made the directory's name durable.
-        let has_dir = created.is_none() && (listing.has_dir || bytes.is_some());
+        // A checkpoint makes the directory's name durable: none has while the create record is pending or there
+        // is no index. A directory may be there all the same, that a killed process made and did not sync.
+        let has_dir = created.is_none() && bytes.is_some();
         let seed = user.seed(generation);
         let mut folded = fold(file.as_ref(), user.unwritten(), seed, has_dir)
             .map_err(|BadInfo { offset, reason }| bad(offset, reason))?;

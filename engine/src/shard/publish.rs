@@ -215,6 +215,9 @@ fn show(live: &mut Live, entry: &Entry, seed: Seed, dead: &mut Vec<DeadFile>) ->
     let msg = MsgFixed::read(head).and_then(|fixed| fixed.values(Reserved::Unknown));
     let msg = msg.expect("encoded by this shard");
     live.tail.count_in(&msg);
+    if let What::Small(mail) = &entry.what {
+        live.tail.arrived(mail.segment);
+    }
     live.tail.reserved = live.tail.reserved.minus(Usage::of(msg.rfc822_size));
     if let Some(index) = &mut live.index {
         index.push(&msg, head.clone(), cache.clone());

@@ -77,7 +77,7 @@ impl<I: Io> Shard<I> {
             let live = self.users.get_mut(index).live_mut();
             if let Some(live) = live {
                 // Mail that was on its way when its segment emptied keeps it.
-                if dead.segments.iter().any(|id| live.tail.space.is_alive(*id)) {
+                if dead.segments.iter().any(|id| live.tail.is_needed(*id)) {
                     continue;
                 }
                 for segment in &dead.segments {
@@ -109,7 +109,8 @@ impl<I: Io> Shard<I> {
         let known = tail.space.segments().iter();
         let emptied = known.filter(|known| known.live_count == 0 && !known.is_empty());
         let ids = emptied.map(|known| known.segment);
-        let emptied: Vec<u32> = ids.filter(|id| !active(*id) && !buried(*id)).collect();
+        let gone = |id: &u32| !active(*id) && !tail.is_needed(*id) && !buried(*id);
+        let emptied: Vec<u32> = ids.filter(gone).collect();
         user.dead.extend(emptied.into_iter().map(|segment| Dead {
             died,
             upto,

@@ -84,6 +84,9 @@ impl Tail {
         let Some(msg) = msg_of(entry) else { return };
         self.reserved = self.reserved.minus(Usage::of(msg.rfc822_size));
         let shared = matches!(entry.what, What::Small(_));
+        if shared {
+            self.arrived(msg.segment);
+        }
         if let Some(mailbox) = self.mailbox_mut(msg.mailbox) {
             mailbox.uidnext = msg.uid.value();
             if shared {
