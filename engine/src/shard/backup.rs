@@ -435,13 +435,14 @@ impl<I: Io> Shard<I> {
         self.retire(last, Some(first));
     }
 
-    /// A file that nobody needs any more leaves its place; `first` is a name that it may still have if it is
-    /// archived.
+    /// A file that nobody needs any more leaves its place; `first` is a name that it may still have.
     pub(super) fn retire(&mut self, path: RelPath, first: Option<RelPath>) {
         let backups = &mut self.backups;
         let at_s = backups.limits.map(|_| backups.now_s);
         let Some(to) = at_s.and_then(|at_s| path.archived_large(backups.log_id, at_s)) else {
-            self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            for path in first.into_iter().chain([path]) {
+                self.ops.start(Op::Unlink { path }, Purpose::Tidy);
+            }
             return;
         };
         if backups

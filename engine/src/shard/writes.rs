@@ -143,8 +143,8 @@ impl<'a, G> Steps<'a, G> {
 
     /// Names for large messages, and the end of those that are expunged: their records are durable,
     /// which is all the evidence an unlink needs. A message that came and went since the last
-    /// checkpoint gets no name: were the checkpoint done again after a crash, there would be nothing
-    /// left to rename.
+    /// checkpoint gets no name, unless a snapshot reads it: were the checkpoint done again after a crash,
+    /// there would be nothing left to rename.
     fn large(&self, dir: &RelPath, steps: &mut Vec<Step>, kept: &mut Vec<DeadFile>) {
         for entry in &self.user.frozen {
             match &entry.what {
@@ -152,15 +152,14 @@ impl<'a, G> Steps<'a, G> {
                     let from = dir.segment_part(mail.segment);
                     let to = dir.large(mail.segment, mail.mailbox, mail.uid);
                     let gone = self.gone.has(mail.mailbox, mail.uid);
-                    let pinned = self.is_pinned(mail.segment);
-                    let retired = gone && self.retires == Keep::Yes;
-                    if !gone || pinned {
+                    let stays = self.is_pinned(mail.segment) || self.retires == Keep::Yes;
+                    if !gone || self.user.is_pinned(mail.segment) {
                         steps.push(Step::Rename { from, to });
-                    } else if !retired {
+                    } else if !stays {
                         steps.push(Step::Unlink(from));
                         steps.push(Step::Unlink(to));
                     }
-                    if gone && (pinned || retired) {
+                    if gone && stays {
                         kept.push(DeadFile {
                             segment: mail.segment,
                             mailbox: mail.mailbox,
