@@ -488,6 +488,45 @@ fn a_pass_goes_on_where_it_was_after_a_restart() {
     );
 }
 
+/// With another number of cores a scrub went on at a partition that is another core's now, and loaded its users:
+/// what the other core had on its way there was taken for what a crash had left.
+#[test]
+fn a_pass_leaves_the_users_of_other_cores_alone_when_their_number_changes() {
+    let slow = ShardConfig {
+        scrub_interval_ns: Some(24 * 3_600 * SECOND_NS),
+        scrub_bytes_per_s: 200,
+        ..ShardConfig::tiny()
+    };
+    for users in 1..6 {
+        let mut bench = filled(slow.clone());
+        while bench.shard.metrics().scrub_users < users {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.disk.advance(61 * SECOND_NS);
+        while bench.shard.metrics().scrub_users <= users {
+            bench.poll();
+            bench.pass_time();
+        }
+        bench.drain();
+        let coming = |name: &str| dir_of(name).segment_part(0x7F);
+        for name in USERS {
+            bench.disk.put(&coming(name), b"of a message on its way");
+        }
+        let opened = Bench::on_log(bench.disk.clone(), restless(), 0, 2);
+        let mut bench = opened.expect("it opens");
+        while bench.shard.metrics().scrub_passes < 2 {
+            bench.poll();
+            bench.pass_time();
+        }
+        for name in USERS {
+            let ours = user(name).partition().value() % 2 == 0;
+            let is_left = bench.disk.len(&coming(name)).is_some();
+            assert_eq!(is_left, !ours, "{name}, after {users} users");
+        }
+    }
+}
+
 #[test]
 fn it_is_never_faster_than_its_rate_and_leaves_no_user_in_memory() {
     let config = ShardConfig {

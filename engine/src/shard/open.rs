@@ -155,7 +155,7 @@ impl<I: Io> Shard<I> {
             ..Metrics::default()
         };
         let interval = config.scrub_interval_ns;
-        let scrubber = Scrubber::open(&mut ops, identity.log_id, interval, now);
+        let scrubber = Scrubber::open(&mut ops, (identity.log_id, identity.logs), interval, now);
         let mut shard = Self {
             ops,
             identity,

@@ -133,10 +133,12 @@ enum Moved {
 }
 
 impl Scrubber {
-    /// As the file tells it; without one, or with a damaged one, from the start.
+    /// As the file tells it; without one, or with a damaged one, from the start. What it says of partitions
+    /// that were this core's when there were more cores or fewer is passed over: users of other cores are
+    /// not to be touched from here.
     pub(super) fn open<I: Io>(
         ops: &mut Ops<I>,
-        log_id: u32,
+        (log_id, logs): (u32, u32),
         interval_ns: Option<u64>,
         now: Now,
     ) -> Self {
@@ -144,10 +146,13 @@ impl Scrubber {
             path: RelPath::scrub(log_id),
             bytes_max: SCRUB_BYTES_MAX,
         });
-        let file = match read {
+        let mut file = match read {
             Ok(Done::Bytes(bytes)) => ScrubFile::decode(&bytes).unwrap_or_default(),
             _ => ScrubFile::default(),
         };
+        let is_ours = |place: &ScrubPlace| u32::from(place.partition.value()) % logs == log_id;
+        file.position = file.position.filter(is_ours);
+        file.damaged.retain(|found| is_ours(&found.place));
         let soon = now.monotonic.after(START_NS);
         let rest = file.ended.map_or(0, |(at, _)| {
             let since = now.wall.value().saturating_sub(at.value());
