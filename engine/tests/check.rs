@@ -182,3 +182,29 @@ fn no_cut_off_leaves_damage() {
         }
     }
 }
+
+/// What an opening that went wrong in its first writes leaves is no damage: a shard opens on it.
+#[test]
+fn a_first_superblock_or_log_header_that_is_torn_is_no_damage() {
+    let torn = |disk: &SimDisk, path: &RelPath, bytes: usize| {
+        let mut content = disk.read(path).expect("it is there");
+        content[40..bytes].fill(0);
+        disk.put(path, &content);
+    };
+    let log = RelPath::log_file(0, 1);
+    let disk = empty_disk(SimConfig::new(1));
+    drop(Bench::on(disk.clone(), ShardConfig::tiny()).expect("opens"));
+    let whole = disk.read(&RelPath::superblock(0)).expect("it is there");
+
+    let alone = empty_disk(SimConfig::new(2));
+    alone.put(&RelPath::superblock(0), &whole);
+    torn(&alone, &RelPath::superblock(0), whole.len());
+    torn(&disk, &log, 4_096);
+    for disk in [alone, disk] {
+        let report = check_disk(&disk);
+        assert!(report.is_sound(), "{:?}", report.findings);
+        let mut bench = Bench::on(disk, ShardConfig::tiny()).expect("opens");
+        bench.deliver(&["bob"], 1, &message(1, 300));
+        assert!(bench.check().is_sound());
+    }
+}

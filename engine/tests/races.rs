@@ -578,3 +578,34 @@ fn a_segment_stays_for_a_message_that_is_about_to_be_seen() {
     assert_eq!(bench.mailbox(BOB).len(), 2);
     no_damage_is_named(&bench, "after it");
 }
+
+/// A checkpoint had unlinked the file of a message that came and went, and did not end. When it was done again
+/// while a backup ran, which keeps such files, it wanted to give the file its name.
+#[test]
+fn a_checkpoint_done_again_for_a_backup_misses_no_file_of_what_is_gone() {
+    for change in 1..20 {
+        let mut disk = SimConfig::new(change);
+        disk.fate = Fate::Most;
+        let config = ShardConfig {
+            checkpoint_interval_ns: 1 << 60,
+            ..ShardConfig::tiny()
+        };
+        let mut bench = Bench::on(empty_disk(disk), config).expect("opens");
+        bench.deliver_large(&[BOB], 1, &message(1, 9_000));
+        bench.deliver(&[BOB], 2, &message(2, 300));
+        let gone = bench.expunge(BOB, MailboxId::INBOX, UidSet::range(1, 1));
+        gone.expect("it is there");
+        let at = bench.disk.changes() + change;
+        bench.disk.configure(|config| config.crash_at = Some(at));
+        bench.submit(Request::Checkpoint).expect("taken");
+        bench.settle();
+        let mut bench = bench.crash(Crash::PowerCut);
+        bench.disk.configure(|config| config.crash_at = None);
+        let lease_ns = 1_000_000_000_000;
+        let answer = bench.ask(Request::BackupBegin { id: 1, lease_ns });
+        let runs = matches!(answer, Some(Event::BackupBegun { result: Ok(_), .. }));
+        assert!(runs, "change {change}: {answer:?}");
+        bench.checkpoint();
+        assert_eq!(bench.mailbox(BOB).len(), 1, "change {change}");
+    }
+}

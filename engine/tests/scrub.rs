@@ -520,7 +520,7 @@ fn a_pass_leaves_the_users_of_other_cores_alone_when_their_number_changes() {
             bench.pass_time();
         }
         for name in USERS {
-            let ours = user(name).partition().value() % 2 == 0;
+            let ours = user(name).partition().value().is_multiple_of(2);
             let is_left = bench.disk.len(&coming(name)).is_some();
             assert_eq!(is_left, !ours, "{name}, after {users} users");
         }

@@ -77,6 +77,48 @@ const PINNED: &[(u64, &str)] = &[
         1_795_993_115_000_655,
         "a log file was unlinked for its name in the archive, which a kill had left and a power cut took",
     ),
+    (
+        3_492,
+        "a repair took a message out of a file that a compaction had given up",
+    ),
+    (
+        4_182,
+        "a log did not open after the repair of the header of its last file",
+    ),
+    (
+        5_937,
+        "a large message was renamed into the archive, and a power cut took both names",
+    ),
+    (
+        11_748,
+        "a repair left a ring of delivery ids without its header",
+    ),
+    (
+        16_688,
+        "a segment was unlinked in front of a message that was about to be seen",
+    ),
+    (
+        17_672,
+        "a directory that a kill had left was taken for durable",
+    ),
+    (21_318, "a scrub went on in the partitions of another core"),
+    (29_083, "a repair wrote over the delivery ids of a new ring"),
+    (
+        29_275,
+        "a checkpoint that was done again for a backup missed a file that was gone",
+    ),
+    (
+        33_527,
+        "a compaction did not retire a file that a snapshot read and a checkpoint named",
+    ),
+    (
+        35_597,
+        "the checker took a first superblock that was torn for damage",
+    ),
+    (
+        50_572,
+        "the checker took a first log header that was torn for damage",
+    ),
 ];
 
 /// Fresh seeds of each run.

@@ -71,7 +71,7 @@ impl Checker<'_> {
             let from = survey.end;
             survey.headless = header.sequence == HIDDEN;
             let here = (file, &header, place);
-            let walked = self.file(survey, walk, &chain, here, limit, previous);
+            let walked = self.file(survey, walk, (&chain, limit), here, previous);
             current = match (walked, next) {
                 (Walked::Over(found), _) => Some(found),
                 (Walked::On, Some(next)) => Some(next),
@@ -102,7 +102,12 @@ impl Checker<'_> {
         if let Some(found) = self.hidden(chain, (pos, *previous), Proof::Header) {
             return Some(found);
         }
-        let blank = pos == Lsn::new(0) && files.iter().all(|file| file.state == FileState::Blank);
+        // The first header of a log may be torn: with no frame anywhere there is nothing to read.
+        let blank = pos == Lsn::new(0)
+            && files
+                .iter()
+                .all(|file| matches!(file.state, FileState::Blank | FileState::Damaged))
+            && is_vouched_for(self.tree, files, None, pos) == Ok(false);
         let full = latest(files, |header, file| file.end(header) == pos).is_some();
         let clean = survey.superblock.shutdown == Shutdown::Clean;
         let gap = behind_gap(self.tree, files, pos);
@@ -181,9 +186,8 @@ impl Checker<'_> {
         &mut self,
         survey: &mut LogSurvey,
         walk: &mut Walk<'_>,
-        chain: &Chain<'_>,
+        (chain, limit): (&Chain<'_>, Lsn),
         (file, header, place): (&LogFile, &LogFileHeader, usize),
-        limit: Lsn,
         previous: &mut Option<u32>,
     ) -> Walked {
         let mut window = Window::new(self.tree, &file.path);

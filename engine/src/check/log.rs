@@ -59,7 +59,8 @@ pub(crate) struct LogSurvey {
     /// As of the checkpoint, or as much of it as can be read.
     pub(crate) partitions: BTreeMap<PartitionId, PartitionState>,
     pub(crate) chains: Chains,
-    pub(crate) dedupe: Option<DedupeHeader>,
+    /// Header of the ring of delivery ids, and the sequence number of the next one.
+    pub(crate) dedupe: Option<(DedupeHeader, u64)>,
     /// Messages in damaged frames.
     pub(crate) lost: Vec<Lost>,
 }
@@ -132,7 +133,7 @@ impl Checker<'_> {
     ) -> Option<LogSurvey> {
         let damages = self.damages;
         let names = self.tree.list(&RelPath::log_dir(log_id));
-        if self.is_unmade(log_id, names.as_deref().unwrap_or_default()) {
+        if self.is_unmade(store, log_id, names.as_deref().unwrap_or_default()) {
             let path = RelPath::superblock(log_id);
             self.found(Severity::Minor, &path, 0, CorruptReason::Truncated);
             return None;
@@ -189,16 +190,25 @@ impl Checker<'_> {
         Some(survey)
     }
 
-    /// Whether a crash came before the log had anything in it: no log file, and no superblock or
-    /// one of zeros.
-    fn is_unmade(&self, log_id: u32, names: &[(String, u64)]) -> bool {
+    /// Whether a crash came before the log had anything in it: no log file, and no superblock, one of zeros, or
+    /// alone there one whose first copy was being written.
+    fn is_unmade(&self, store: &StoreFile, log_id: u32, names: &[(String, u64)]) -> bool {
         let path = RelPath::superblock(log_id);
         let is_log = |(name, _): &(String, u64)| name.split('.').nth(1) == Some("log");
         if names.iter().any(is_log) {
             return false;
         }
+        let alone = names.iter().all(|(name, _)| name == path.file_name());
         match self.tree.read(&path, 0, 2 * SUPERBLOCK_BYTES) {
-            Ok(bytes) => bytes.iter().all(|byte| *byte == 0),
+            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => true,
+            Ok(bytes) => {
+                let opened = Pair::open(&bytes, store.store, log_id).map(drop);
+                alone
+                    && matches!(
+                        opened,
+                        Err((CorruptReason::Magic | CorruptReason::Checksum, _))
+                    )
+            }
             Err(error) => error.is_not_found(),
         }
     }
@@ -288,7 +298,11 @@ impl Checker<'_> {
     }
 
     /// The ring of delivery ids is derived data: whatever is wrong with it is minor.
-    fn dedupe(&mut self, store: &StoreFile, superblock: &Superblock) -> Option<DedupeHeader> {
+    fn dedupe(
+        &mut self,
+        store: &StoreFile,
+        superblock: &Superblock,
+    ) -> Option<(DedupeHeader, u64)> {
         let path = RelPath::dedupe(superblock.log_id);
         let names = self.list(&path.parent()).unwrap_or_default();
         if !names.iter().any(|(name, _)| name == path.file_name()) {
@@ -305,17 +319,20 @@ impl Checker<'_> {
                 return None;
             }
         };
-        let next = superblock.dedupe_next;
-        let first = next.saturating_sub(header.capacity).max(header.base_next);
         let tree = self.tree;
         let mut window = Window::new(tree, &path);
+        let next = header.next(superblock.dedupe_next, |sequence| {
+            let bytes = window.at(header.offset_of(sequence), DEDUPE_ENTRY_BYTES);
+            bytes.is_ok_and(|bytes| DedupeEntry::open(bytes, sequence).is_ok())
+        });
+        let first = next.saturating_sub(header.capacity).max(header.base_next);
         for sequence in first..next {
             let offset = header.offset_of(sequence);
             let bytes = match window.at(offset, DEDUPE_ENTRY_BYTES) {
                 Ok(bytes) => bytes,
                 Err(error) => {
                     self.finding(Severity::Minor, error.corrupt());
-                    return Some(header);
+                    return Some((header, next));
                 }
             };
             // A checkpoint that did not reach its superblock may have put the next lap here.
@@ -326,6 +343,6 @@ impl Checker<'_> {
                 self.found(Severity::Minor, &path, offset, reason);
             }
         }
-        Some(header)
+        Some((header, next))
     }
 }

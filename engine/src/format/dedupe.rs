@@ -68,6 +68,18 @@ pub struct DedupeHeader {
 }
 
 impl DedupeHeader {
+    /// Sequence of the next delivery id: the superblock's, or, in a file that was made for another number of
+    /// logs since, behind its last `good` entry.
+    pub(crate) fn next(&self, in_super: u64, mut good: impl FnMut(u64) -> bool) -> u64 {
+        if in_super > self.base_next {
+            return in_super;
+        }
+        let end = self.base_next.saturating_add(self.capacity);
+        (self.base_next..end)
+            .find(|sequence| !good(*sequence))
+            .unwrap_or(end)
+    }
+
     /// The 4096 bytes.
     pub fn seal(&self) -> Box<[u8; DEDUPE_HEADER_BYTES]> {
         let mut out = Box::new([0; DEDUPE_HEADER_BYTES]);

@@ -127,13 +127,13 @@ impl Log<'_> {
         let path = RelPath::dedupe(survey.log_id);
         let mut steps = Vec::new();
         let (header, mut next) = match (survey.dedupe, survey.made_up) {
-            (Some(header), false) => (header, survey.superblock.dedupe_next.max(header.base_next)),
+            (Some((header, next)), false) => (header, next),
             (known, _) => {
                 let header = DedupeHeader {
                     store: self.store.store,
                     log_id: survey.log_id,
                     logs: self.store.logs,
-                    capacity: known.map_or(CAPACITY, |known| known.capacity),
+                    capacity: known.map_or(CAPACITY, |(known, _)| known.capacity),
                     base_next: 0,
                 };
                 let data = Bytes::copy_from_slice(header.seal().as_slice());

@@ -539,7 +539,12 @@ impl Redo {
             // a sync, since one that failed may have marked its pages clean: it is written anew.
             Ok(header) if superblock.dedupe_next == 0 && header.base_next == 0 => {}
             Ok(header) => {
-                let next = dedupe_next(&header, &file, superblock.dedupe_next);
+                let good = |sequence| {
+                    let at = usize::try_from(header.offset_of(sequence)).unwrap_or(usize::MAX);
+                    let bytes = file.get(at..at.saturating_add(DEDUPE_ENTRY_BYTES));
+                    bytes.is_some_and(|bytes| DedupeEntry::open(bytes, sequence).is_ok())
+                };
+                let next = header.next(superblock.dedupe_next, good);
                 if self.window.load(&header, &file, next) {
                     self.new_dedupe_file = NewFile::No;
                 }
@@ -780,20 +785,4 @@ fn gate_unsaid(config: &ShardConfig) -> Gate {
         config::Copies::One => Gate::Alone,
         config::Copies::Asked => Gate::Undecided,
     }
-}
-
-/// Sequence of the next delivery id: the superblock's, or, in a file made for another number of
-/// logs since, behind its last good entry.
-fn dedupe_next(header: &DedupeHeader, file: &[u8], in_super: u64) -> u64 {
-    if in_super > header.base_next {
-        return in_super;
-    }
-    let good = |sequence: &u64| {
-        let at = usize::try_from(header.offset_of(*sequence)).unwrap_or(usize::MAX);
-        let bytes = file.get(at..at.saturating_add(DEDUPE_ENTRY_BYTES));
-        bytes.is_some_and(|bytes| DedupeEntry::open(bytes, *sequence).is_ok())
-    };
-    let end = header.base_next.saturating_add(header.capacity);
-    let count = (header.base_next..end).take_while(good).count();
-    header.base_next + u64::try_from(count).expect("at most the capacity")
 }

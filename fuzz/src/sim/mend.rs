@@ -10,7 +10,7 @@
 //!   before one of the tries. Never is anything shown that nobody sent, or with other bytes. Flags may be older
 //!   than they were and expunged messages may be back, since the log or the index that knew is what was hurt.
 //!
-//! Not simulated: repair of what lost more than that (`engine/tests/repair.rs` does sectors of zeros, files
+//! Not simulated: repair of what lost more than that (`engine/tests/repair` does sectors of zeros, files
 //! that are gone, and both superblocks), and faults of the disk while it repairs.
 
 use std::collections::BTreeSet;

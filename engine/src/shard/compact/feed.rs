@@ -33,6 +33,8 @@ impl<I: Io> Shard<I> {
         };
         let user = self.users.get_mut(running.wanted.user);
         let mut there: BTreeSet<u32> = sweep::owed(user);
+        // Dead ones that a snapshot reads may have got their names since the directory was listed.
+        there.extend(user.kept.iter().map(|dead| dead.segment));
         there.extend(
             running
                 .names
