@@ -11,7 +11,7 @@ fn budget(canary: Canary) -> u64 {
     match canary {
         // Two writes in flight, of which a power cut takes the first; a frame of the same length in its
         // place after the restart; and a second crash before the next one lies over the survivor.
-        Canary::TornFileReused => 20_000,
+        Canary::TornFileReused => 40_000,
         // The medium has to hurt a frame of the log, with another behind it, in a seed's last life; a repair
         // has to follow on a crash between a compaction's record and the next checkpoint, with mail for a
         // segment that is not there yet.
