@@ -116,20 +116,19 @@ impl Layout {
         M: FnMut() -> Result<I, OpenError>,
         N: FnMut() -> Now,
     {
-        let mut deliveries: Vec<DedupeEntry> = Vec::new();
+        let mut deliveries: Vec<Vec<DedupeEntry>> = Vec::new();
         let mut states = Vec::new();
         let mut next = 0;
         for log_id in 0..self.file.logs {
             let shard = self.drained(log_id, &mut shards)?;
             next = next.max(shard.deliveries_next());
-            deliveries.extend(shard.deliveries());
+            deliveries.push(shard.deliveries().collect());
             states.extend(shard.partition_states());
         }
         states.sort_by_key(|state: &PartitionState| state.partition);
         for log_id in 0..self.logs_wanted.max(self.file.logs) {
             self.drained(log_id, &mut shards)?.hand_over(&states)?;
         }
-        deliveries.sort_by_key(|entry| entry.time_s);
         if canary::on(Canary::IdsLeftBehind) {
             deliveries.clear();
         }
@@ -181,7 +180,7 @@ impl Layout {
         &self,
         hand: &mut dyn Hand,
         (log_id, config): (u32, &ShardConfig),
-        deliveries: &[DedupeEntry],
+        deliveries: &[Vec<DedupeEntry>],
         base_next: u64,
     ) -> Result<(), IoError> {
         let header = DedupeHeader {
@@ -192,14 +191,13 @@ impl Layout {
             base_next,
         };
         let (logs, log) = (index(self.logs_wanted), index(log_id));
-        let owned: Vec<_> = deliveries
+        let owned =
+            |entry: &&DedupeEntry| core_of(self.file.partitions.partition(entry.user), logs) == log;
+        let owned = deliveries
             .iter()
-            .filter(|entry| core_of(self.file.partitions.partition(entry.user), logs) == log)
-            .collect();
+            .map(|of| of.iter().filter(owned).collect());
         let capacity = usize::try_from(config.dedupe_entries).unwrap_or(usize::MAX);
-        let kept = owned
-            .get(owned.len().saturating_sub(capacity)..)
-            .unwrap_or_default();
+        let kept = newest_of_each(owned.collect(), capacity);
         let mut bytes = header.seal().to_vec();
         for (sequence, entry) in (base_next..).zip(kept) {
             let at = usize::try_from(header.offset_of(sequence)).unwrap_or(usize::MAX);
@@ -223,6 +221,19 @@ impl Layout {
             },
         ])
     }
+}
+
+/// The newest of each log, `capacity` of them in all, in an order in which each log's own stands: the
+/// newest of every log come last, next to each other. Times do not decide it: a clock that was set back
+/// made the newest look old, and they went.
+fn newest_of_each<T>(logs: Vec<Vec<T>>, capacity: usize) -> Vec<T> {
+    let newest_first = logs
+        .into_iter()
+        .map(|log| log.into_iter().rev().enumerate());
+    let mut ranked: Vec<(usize, T)> = newest_first.flatten().collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.truncate(capacity);
+    ranked.into_iter().rev().map(|(_, entry)| entry).collect()
 }
 
 /// Drains a shard that serves nobody.
@@ -252,5 +263,20 @@ fn drain<I: Io>(mut shard: Shard<I>, now: &mut impl FnMut() -> Now) -> Result<Sh
             }));
         }
         shard.io_mut().wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_window_keeps_the_newest_of_each_log() {
+        let busy = vec!["a1", "a2", "a3", "a4", "a5"];
+        let quiet = vec!["b1", "b2"];
+        let all = newest_of_each(vec![busy.clone(), quiet.clone()], 9);
+        assert_eq!(all, ["a1", "a2", "a3", "b1", "a4", "b2", "a5"]);
+        let kept = newest_of_each(vec![busy, quiet], 4);
+        assert_eq!(kept, ["b1", "a4", "b2", "a5"]);
     }
 }

@@ -161,6 +161,10 @@ impl Sim {
             self.logs = self.hazard_rng.u32(1..=node::PARTITIONS + 1);
         }
         let (logs, skew) = (self.logs, self.skew_ns);
+        let was = node::logs_of(&self.disk)?;
+        if was != logs {
+            self.oracle.interleave(was.into());
+        }
         let opened = Node::open(&self.disk, &self.knobs.shard, logs, (seed, skew));
         let done = opened.as_ref().map(drop);
         if self.hazards.cores && self.disk.faults() > 0 {

@@ -87,6 +87,11 @@ fn layout_of(disk: &SimDisk, logs: u32) -> Result<Layout, OpenError> {
     Ok(Layout::new(file, logs))
 }
 
+/// How many logs STORE says there are.
+pub(crate) fn logs_of(disk: &SimDisk) -> Result<u32, OpenError> {
+    Ok(layout_of(disk, 1)?.file().logs)
+}
+
 impl Node {
     /// Opens every shard of the store on `disk`, as many as `logs` says: if it has another number of
     /// them, it is brought over first, as the daemon does.

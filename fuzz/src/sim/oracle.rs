@@ -113,6 +113,19 @@ impl Oracle {
         doubts.chain(open).collect()
     }
 
+    /// The recent deliveries of so many logs come into one order, perhaps: each is at most so many
+    /// times as far from its end as it was from that of its own.
+    pub(super) fn interleave(&mut self, logs: u64) {
+        for known in self
+            .people
+            .iter_mut()
+            .flat_map(|person| person.ids.values_mut())
+        {
+            let back = (self.places - known.at + 1).saturating_mul(logs);
+            known.at = self.places.saturating_sub(back);
+        }
+    }
+
     /// A request that nobody will answer any more.
     pub(super) fn unanswered(&mut self, asked: &Asked) {
         if let Asked::Copy { of, .. } = asked {
