@@ -207,9 +207,19 @@ fn serve(jobs: &Receiver<Job>, mut run: impl FnMut(Op) -> Result<Done, IoError>)
     }
 }
 
+/// Bytes that a checkpoint may leave in the page cache for its sync. Were all of them left to it, they
+/// would go to the disk at once, and the durable writes of the logs would stand behind them for seconds
+/// (decision 0019).
+const UNSYNCED_MAX: u64 = 4 << 20;
+
+/// Bytes that the file system writes besides for a user: blocks of directories and inodes, roughly.
+const WORK_BYTES: u64 = 8 << 10;
+
 /// The thread of checkpoints.
 struct Flusher<'a> {
     dir: &'a Dir,
+    /// Bytes written since the last syncfs, roughly.
+    unsynced: u64,
     /// The first failed syncfs. The kernel reports a write-back error once per descriptor, but every
     /// core's mail may be concerned: no later one succeeds (DESIGN.md decision 11).
     failed: Option<IoError>,
@@ -221,6 +231,7 @@ impl<'a> Flusher<'a> {
     fn new(dir: &'a Dir) -> Self {
         Self {
             dir,
+            unsynced: 0,
             failed: None,
             next: VecDeque::new(),
         }
@@ -235,10 +246,39 @@ impl<'a> Flusher<'a> {
             }
             let stopped = Arc::clone(&job.reply.stopped);
             job.run(|op| match op {
-                Op::Materialise(works) => materialise::run(self.dir, &works, &stopped),
+                Op::Materialise(works) => self.materialise(&works, &stopped),
                 other => unreachable!("not for the flusher: {other:?}"),
             });
         }
+    }
+
+    /// What waits for a sync goes first, if it is much.
+    fn materialise(&mut self, works: &[Work], stopped: &AtomicBool) -> Result<Done, IoError> {
+        let early = self.unsynced >= UNSYNCED_MAX;
+        if early {
+            self.sync()?;
+        }
+        match materialise::run(self.dir, works, stopped)? {
+            Done::Materialised { bytes, syncs } => {
+                let later = works.iter().filter(|work| work.sync == WorkSync::Later);
+                let later = u64::try_from(later.count()).expect("an index has at most 64 bits");
+                if later > 0 {
+                    self.unsynced += bytes + later * WORK_BYTES;
+                }
+                let syncs = syncs + u64::from(early);
+                Ok(Done::Materialised { bytes, syncs })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// One syncfs. None succeeds behind one that failed.
+    fn sync(&mut self) -> Result<(), IoError> {
+        if self.failed.is_none() {
+            self.failed = self.dir.syncfs().err();
+        }
+        self.unsynced = 0;
+        self.failed.clone().map_or(Ok(()), Err)
     }
 
     /// One syncfs answers all that wait for one, with nothing between them, in the queue.
@@ -252,14 +292,56 @@ impl<'a> Flusher<'a> {
                 break;
             }
         }
-        if self.failed.is_none() {
-            self.failed = self.dir.syncfs().err();
-        }
+        let result = self.sync();
         for job in group {
-            job.run(|_| match &self.failed {
-                None => Ok(Done::Nothing),
-                Some(error) => Err(error.clone()),
-            });
+            job.run(|_| result.clone().map(|()| Done::Nothing));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::io::{Piece, RelPath};
+
+    #[test]
+    fn little_of_a_checkpoint_is_left_to_its_sync() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(folder.path()).unwrap();
+        let mut flusher = Flusher::new(&dir);
+        let mut written = |sync: WorkSync| {
+            let step = Step::Write {
+                path: RelPath::store(),
+                offset: 0,
+                pieces: vec![Piece::Bytes(Bytes::from(vec![7; 1 << 20]))],
+            };
+            let steps = vec![step];
+            let works = [Work { steps, sync }];
+            match flusher.materialise(&works, &AtomicBool::new(false)) {
+                Ok(Done::Materialised { syncs, .. }) => (syncs, flusher.unsynced >> 20),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut seen = [WorkSync::Later; 6].map(&mut written).to_vec();
+        seen.push(written(WorkSync::Each));
+        assert_eq!(
+            seen,
+            [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (0, 2), (2, 2)],
+            "syncs of each work (its own are of the file and the name), MiB that wait for one"
+        );
+    }
+
+    #[test]
+    fn a_sync_that_failed_is_told_to_all_that_come_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(folder.path()).unwrap();
+        let mut flusher = Flusher::new(&dir);
+        flusher.failed = Some(dir.error("sync", 0, 0, libc::EIO));
+        flusher.unsynced = UNSYNCED_MAX;
+        let early = flusher.materialise(&[], &AtomicBool::new(false));
+        assert_eq!(early.unwrap_err().errno, libc::EIO);
+        assert_eq!(flusher.sync().unwrap_err().errno, libc::EIO);
     }
 }
