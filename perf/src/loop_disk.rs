@@ -23,7 +23,7 @@ pub(crate) enum FileSystem {
 
 impl FileSystem {
     /// As mount(8) and mkfs(8) call it.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
@@ -55,32 +55,30 @@ enum Mounted {
 pub(crate) struct NoDisk(pub(crate) String);
 
 impl Disk {
-    /// Makes `bytes` of a file system below `folder` and mounts it.
+    /// Makes `bytes` of a file system in the file `image` and mounts it on the folder `mount`.
     pub(crate) fn create(
         kind: FileSystem,
-        folder: &Path,
+        image: &Path,
+        mount: &Path,
         bytes: u64,
     ) -> anyhow::Result<Result<Self, NoDisk>> {
         if let Err(why) = own_namespace() {
             return Ok(Err(why));
         }
-        let image = folder.join("disk");
-        let mount = folder.join("mnt");
-        std::fs::create_dir(&mount)?;
-        std::fs::File::create_new(&image)?.set_len(bytes)?;
+        std::fs::File::create(image)?.set_len(bytes)?;
         let mkfs = format!("mkfs.{}", kind.name());
         let mut make = Command::new(&mkfs);
         match kind {
             FileSystem::Ext4 => make.args(["-q", "-F"]),
             FileSystem::Xfs => make.args(["-q", "-f"]),
         };
-        if let Err(why) = run(make.arg(&image)) {
+        if let Err(why) = run(make.arg(image)) {
             return Ok(impossible(&format!("{mkfs}: {why:#}")));
         }
         let mut disk = Self {
             kind,
-            image,
-            mount,
+            image: image.to_owned(),
+            mount: mount.to_owned(),
             mounted: Mounted::No,
         };
         match disk.mount() {
@@ -140,7 +138,7 @@ fn impossible(why: &str) -> Result<Disk, NoDisk> {
 
 /// From here on, this thread's mounts, and those of threads and programs that it starts, are nobody
 /// else's and end with them.
-pub(super) fn own_namespace() -> Result<(), NoDisk> {
+pub(crate) fn own_namespace() -> Result<(), NoDisk> {
     if !nix::unistd::geteuid().is_root() {
         return Err(NoDisk("mounting wants root".to_owned()));
     }
@@ -151,12 +149,12 @@ pub(super) fn own_namespace() -> Result<(), NoDisk> {
 }
 
 /// Runs a program to its end; what it says on standard error is the error.
-pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     output(command).map(drop)
 }
 
 /// As [`run`]; returns what the program says on standard output.
-pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()

@@ -19,6 +19,9 @@ mod environment;
 mod flame;
 mod hist;
 mod letters;
+mod loop_disk;
+
+mod on_loop;
 mod peers;
 mod process;
 mod programs;
@@ -62,6 +65,8 @@ enum Command {
     Compaction(compaction::Args),
     /// Count the instructions of the paths that every message takes, with callgrind
     Counters(counters::Args),
+    /// Run another command on ext4 or XFS in a loop file
+    On(on_loop::Args),
     /// Kill a daemon, or take its disk away, at random moments under load
     Crash(crash::Options),
 }
@@ -78,6 +83,7 @@ fn main() -> ExitCode {
         Command::Scale(args) => scale::run(args),
         Command::Compaction(args) => compaction::run(args),
         Command::Counters(args) => counters::run(args),
+        Command::On(args) => on_loop::run(args),
         Command::Crash(options) => crash::run(options),
     });
     done.unwrap_or_else(|error| {

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 use super::Common;
-use super::disk::Disk;
 use super::life::USERS;
+use crate::loop_disk::{self, Disk};
 use crate::programs::Programs;
 
 /// A child whose disk is gone ends within this.
@@ -483,7 +483,7 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
-    super::disk::run(command)
+    loop_disk::run(command)
 }
 
 /// Waits for a process whose disk is gone; one that does not end is killed.

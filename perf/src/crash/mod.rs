@@ -10,7 +10,6 @@
     reason = "a rig speaks to whoever runs it, and its last line is read by scripts"
 )]
 
-mod disk;
 mod fuse;
 mod ledger;
 mod letter;
@@ -25,11 +24,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use self::disk::{Disk, FileSystem, NoDisk};
 use self::fuse::Taped;
 use self::life::Life;
 use self::lives::{Lives, Task};
 use self::run::{Ground, Run, USERS_FIRST, USERS_PER_ROUND};
+use crate::loop_disk::{Disk, FileSystem, NoDisk};
 use crate::programs::{Programs, Rebuild};
 use crate::workload::Users;
 
@@ -121,7 +120,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ground = match &options.rig {
         Rig::Kill9(_) => Ok(Ground::Kill),
         Rig::Powercut { fs, .. } => {
-            Disk::create(*fs, folder.path(), DISK_BYTES)?.map(Ground::Power)
+            let (image, mount) = (folder.path().join("disk"), folder.path().join("mnt"));
+            std::fs::create_dir(&mount)?;
+            Disk::create(*fs, &image, &mount, DISK_BYTES)?.map(Ground::Power)
         }
         Rig::Life { .. } => unreachable!("it has returned"),
         Rig::Fuse { fs, images, .. } => {

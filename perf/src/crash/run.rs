@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use super::Common;
-use super::disk::Disk;
 use super::fuse::Taped;
 use super::ledger::Ledger;
 use super::letter::Door;
 use super::load::{Again, End, Fresh, Letter, Load};
 use super::reader::Reader;
 use crate::daemon::{Daemon, Setup};
+use crate::loop_disk::Disk;
 use crate::programs::Programs;
 use crate::workload::Users;
 

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use super::attic::Attic;
 use super::cell::{Keep, Own, Reach, Target, Via};
 use super::lmtp::Transfer;
-use super::plan::{Plan, Serials, Visit};
+use super::plan::{Plan, Serials, Visit, WATCHED_USERS_COUNT};
 use super::window::{WarmUp, WarmUpArg, Window};
 use crate::address::Address;
 use crate::letters::Size;
@@ -288,6 +288,7 @@ impl Args {
             } else {
                 Serials::Fresh
             },
+            watched_users: WATCHED_USERS_COUNT,
             bytes_max: self.mib_max << 20,
         }
     }

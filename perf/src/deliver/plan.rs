@@ -10,7 +10,7 @@ use crate::schedule::Pace;
 use crate::workload::{LineEnd, Popularity, Users};
 
 /// Users whose mailboxes are fetched and compared byte for byte at the end.
-const WATCHED_USERS_COUNT: usize = 16;
+pub(crate) const WATCHED_USERS_COUNT: usize = 16;
 
 /// Whether messages differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Different for every run, so that its messages are no duplicates of an earlier run's.
     pub(crate) run: u64,
+    /// Users whose mailboxes are compared at the end, at most.
+    pub(crate) watched_users: usize,
     /// Whether messages differ.
     pub(crate) serials: Serials,
     /// The run ends early when this many bytes were sent: it must not fill the disk.
@@ -105,7 +107,7 @@ impl Plan {
 
     /// Whether a user's mailbox is compared at the end. User 0 always is.
     pub(crate) fn is_watched(&self, user: usize) -> bool {
-        user.is_multiple_of(self.users.count().div_ceil(WATCHED_USERS_COUNT))
+        user.is_multiple_of(self.users.count().div_ceil(self.watched_users))
     }
 
     /// Whether an outcome is what was to be expected: a duplicate is, of a repeated letter.
@@ -141,6 +143,7 @@ impl Plan {
             seed: 1,
             run: 1,
             serials: Serials::Fresh,
+            watched_users: WATCHED_USERS_COUNT,
             bytes_max: 1 << 20,
         }
     }
@@ -156,7 +159,7 @@ mod tests {
             let plan = Plan::tiny(count);
             let watched = (0..count).filter(|&user| plan.is_watched(user)).count();
             assert!(
-                (1..=WATCHED_USERS_COUNT).contains(&watched),
+                (1..=plan.watched_users).contains(&watched),
                 "{count}: {watched}"
             );
         }

@@ -8,7 +8,7 @@ use clap::ValueEnum as _;
 
 use super::peer::Door;
 use super::system::System;
-use crate::deliver::plan::{Plan, Serials, Visit};
+use crate::deliver::plan::{Plan, Serials, Visit, WATCHED_USERS_COUNT};
 use crate::deliver::window::{WarmUp, Window};
 use crate::letters::Size;
 use crate::schedule::Pace;
@@ -53,6 +53,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8192)]
     pub(crate) mib_max: u64,
 
+    /// Users whose mailboxes are read back and compared, at most
+    #[arg(long, default_value_t = WATCHED_USERS_COUNT)]
+    pub(crate) watched: usize,
+
     /// Of users and letters
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -95,6 +99,7 @@ impl Args {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.users > 0, "--users is above 0");
         ensure!((1..=99).contains(&self.rounds), "--rounds is 1 to 99");
+        ensure!(self.watched > 0, "--watched is above 0");
         ensure!(
             (0.01..=3600.0).contains(&self.seconds),
             "--seconds is 0.01 to 3600"
@@ -153,6 +158,7 @@ impl Args {
             seed: self.seed,
             run,
             serials: Serials::Fresh,
+            watched_users: self.watched,
             bytes_max: self.mib_max << 20,
         }
     }
@@ -208,6 +214,7 @@ mod tests {
         for (line, word) in [
             ("--users 0", "users"),
             ("--rounds 0", "rounds"),
+            ("--watched 0", "watched"),
             ("--seconds 0", "seconds"),
             ("--warm-up 601", "warm-up"),
             ("--size 67108865", "size"),

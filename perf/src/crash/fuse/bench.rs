@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::blocks::Blocks;
 use super::server::Served;
 use super::tape::{Recording, Tape};
-use crate::crash::disk::{self, FileSystem};
+use crate::loop_disk::{self as disk, FileSystem};
 
 /// Of the disk; what is not written takes no memory.
 pub(super) const DISK_BYTES: u64 = 4 << 30;

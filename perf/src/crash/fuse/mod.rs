@@ -31,10 +31,10 @@ use anyhow::{Context as _, bail, ensure};
 use self::bench::{Stand, Writes};
 use self::blocks::Blocks;
 use self::tape::{Image, Plant, Recording};
-use super::disk::{self, FileSystem, NoDisk};
 use super::ledger::{Ledger, Mark};
 use super::letter;
 use super::run::{Run, mib};
+use crate::loop_disk::{self as disk, FileSystem, NoDisk};
 
 /// Rounds until a fresh file system: disks are in memory.
 const ROUNDS_PER_STORE: u32 = 8;

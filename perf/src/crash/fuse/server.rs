@@ -19,7 +19,7 @@ use fuser::{
 use nix::fcntl::FallocateFlags;
 
 use super::tape::Tape;
-use crate::crash::disk;
+use crate::loop_disk as disk;
 
 /// The file's name.
 const NAME: &str = "disk";
