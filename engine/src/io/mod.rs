@@ -335,7 +335,7 @@ pub enum Done {
     Materialised {
         /// Bytes given to the kernel.
         bytes: u64,
-        /// fdatasync and fsync calls.
+        /// fdatasync, fsync and syncfs calls.
         syncs: u64,
     },
     /// Room on the file system.
