@@ -55,6 +55,8 @@ enum Command {
     Flame(flame::Args),
     /// Measure the daemon against other mail stores, in turn, in one run
     Peers(peers::Args),
+    /// Measure reading against other mail stores, in turn, in one run
+    Reading(peers::reading::Args),
     /// Repeat the thesis's experiment: sendmail with procmail against sendmail with our shim
     Thesis(peers::thesis::Args),
     /// Measure what the disk itself can do: durable writes by size and depth
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Matrix(args) => deliver::matrix::run(args),
         Command::Flame(args) => flame::run(args),
         Command::Peers(args) => peers::run(args),
+        Command::Reading(args) => peers::reading::run(args),
         Command::Thesis(args) => peers::thesis::run(args),
         Command::Disk(args) => disk_command::run(args),
         Command::Scale(args) => scale::run(args),

@@ -133,23 +133,9 @@ pub(crate) fn verify(
 /// All messages of a user's INBOX.
 pub(crate) fn mailbox(node: &Address, user: &str) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut reader = Reader::connect(node)?;
-    let mut messages = Vec::new();
-    let mut request = ListRequest {
-        user: Bytes::copy_from_slice(user.as_bytes()),
-        mailbox: MailboxRef::Id(MailboxId::INBOX),
-        after_uid: 0,
-        entries_max: 1000,
-    };
-    loop {
-        let page = reader.client.list(&request, Deadline::after(PATIENCE))?;
-        for entry in &page.entries {
-            request.after_uid = entry.uid.value();
-            messages.push(reader.fetch(&request.user, entry.uid)?);
-        }
-        if page.more == More::No || page.entries.is_empty() {
-            return Ok(messages);
-        }
-    }
+    let user = Bytes::copy_from_slice(user.as_bytes());
+    let uids = reader.inbox(&user)?;
+    uids.iter().map(|uid| reader.fetch(&user, *uid)).collect()
 }
 
 /// Messages in each user's INBOX; 0 where nothing was ever delivered.
@@ -231,12 +217,14 @@ struct Left {
     unfound: u64,
 }
 
-struct Reader {
+/// A connection that asks for what is stored.
+pub(crate) struct Reader {
     client: Client,
 }
 
 impl Reader {
-    fn connect(node: &Address) -> anyhow::Result<Self> {
+    /// Opens one.
+    pub(crate) fn connect(node: &Address) -> anyhow::Result<Self> {
         let client = Client::connect(
             &node.into(),
             Role::Client,
@@ -245,6 +233,27 @@ impl Reader {
         )
         .context("cannot ask what is stored")?;
         Ok(Self { client })
+    }
+
+    /// All messages of a user's INBOX.
+    pub(crate) fn inbox(&mut self, user: &Bytes) -> anyhow::Result<Vec<Uid>> {
+        let mut uids = Vec::new();
+        let mut request = ListRequest {
+            user: user.clone(),
+            mailbox: MailboxRef::Id(MailboxId::INBOX),
+            after_uid: 0,
+            entries_max: 1000,
+        };
+        loop {
+            let page = self.client.list(&request, Deadline::after(PATIENCE))?;
+            uids.extend(page.entries.iter().map(|entry| entry.uid));
+            match uids.last() {
+                Some(last) if page.more != More::No && !page.entries.is_empty() => {
+                    request.after_uid = last.value();
+                }
+                _ => return Ok(uids),
+            }
+        }
     }
 
     /// Fetches the messages of a user behind the first `known` and strikes out those expected,
@@ -291,7 +300,8 @@ impl Reader {
         Ok(Left { equal, unfound })
     }
 
-    fn fetch(&mut self, user: &Bytes, uid: Uid) -> anyhow::Result<Vec<u8>> {
+    /// One message.
+    pub(crate) fn fetch(&mut self, user: &Bytes, uid: Uid) -> anyhow::Result<Vec<u8>> {
         let request = FetchRequest {
             user: user.clone(),
             mailbox: MailboxRef::Id(MailboxId::INBOX),

@@ -5,7 +5,8 @@
 //! it" (doc.dovecot.org/2.3/settings/core, `mail_fsync`; also in `conf.d/10-mail.conf`). Files are
 //! then synced before LMTP answers 250. Nothing else is changed from Debian's defaults but what lets
 //! it run: virtual users through a static passdb and userdb with one system account, no TLS, as many
-//! LMTP processes as messages are in flight. Informational log lines are dropped, in its favour.
+//! LMTP processes as messages are in flight. In its favour informational log lines are dropped, and
+//! logins share a process ("high-performance mode", doc.dovecot.org/2.3, "Login processes").
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::compare::{self, Quoting};
 use super::group::Group;
 use super::imap;
 use super::packages::Family;
-use super::peer::{Door, Running, Site};
+use super::peer::{Door, ReadDoor, Running, Site};
 use super::root::{Account, VMAIL};
 use super::service::{Service, free_port};
 use crate::address::Address;
@@ -106,6 +107,10 @@ impl Running for Dovecot {
         Door::Lmtp(self.lmtp.clone())
     }
 
+    fn reads(&self) -> Option<ReadDoor> {
+        Some(ReadDoor::Imap(self.imap.clone()))
+    }
+
     fn cpu(&self) -> anyhow::Result<Duration> {
         self.service.cpu()
     }
@@ -161,6 +166,7 @@ service lmtp {{
   }}
 }}
 service imap-login {{
+  service_count = 0
   inet_listener imap {{
     port = {imap}
   }}

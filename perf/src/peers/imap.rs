@@ -59,6 +59,13 @@ impl Imap {
         }
     }
 
+    /// All messages of INBOX with what a list of messages shows; how many there are.
+    pub(crate) fn list(&mut self) -> anyhow::Result<usize> {
+        let lines = self.ask("FETCH 1:* (UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE)")?;
+        let is_entry = |line: &&String| line.starts_with("* ") && line.contains(" FETCH (");
+        Ok(lines.iter().filter(is_entry).count())
+    }
+
     /// Untagged lines of a command that succeeds.
     fn ask(&mut self, command: &str) -> anyhow::Result<Vec<String>> {
         self.send(command)?;
@@ -155,6 +162,19 @@ mod tests {
             "* 1 FETCH (BODY[] {6}\r\na: b\r\n)\r\na OK done\r\n",
         ]);
         assert_eq!(mailbox(&address, "u").unwrap(), [b"a: b\r\n".to_vec()]);
+    }
+
+    #[test]
+    fn a_list_counts_messages_and_nothing_else() {
+        let (address, _folder) = server(&[
+            "* OK hi\r\n",
+            "a OK in\r\n",
+            "* 2 EXISTS\r\na OK [READ-WRITE] done\r\n",
+            "* 1 FETCH (UID 1 ENVELOPE (NIL {6}\r\nx\r\ny z NIL))\r\n* 2 EXISTS\r\n\
+             * 2 FETCH (UID 7 FLAGS ())\r\na OK done\r\n",
+        ]);
+        let mut imap = Imap::open(&address, "u").unwrap();
+        assert_eq!((imap.exists, imap.list().unwrap()), (2, 2));
     }
 
     #[test]

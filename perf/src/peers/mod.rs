@@ -17,6 +17,7 @@ mod measure;
 mod packages;
 mod peer;
 mod postfix;
+pub(crate) mod reading;
 mod report;
 mod ringpost;
 mod root;

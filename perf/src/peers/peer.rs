@@ -54,6 +54,15 @@ pub(crate) enum Door {
     Program(Calls),
 }
 
+/// How mail is read.
+#[derive(Clone, Debug)]
+pub(crate) enum ReadDoor {
+    /// The node protocol.
+    Node(Address),
+    /// IMAP.
+    Imap(Address),
+}
+
 /// A system that runs. Dropping it ends it.
 pub(crate) trait Running {
     /// Where mail goes in.
@@ -71,6 +80,11 @@ pub(crate) trait Running {
 
     /// A door past its queue, for first messages, where it has one.
     fn store_door(&self) -> Option<Door> {
+        None
+    }
+
+    /// Where clients read, if it serves any ([`System::is_read`](super::system::System::is_read)).
+    fn reads(&self) -> Option<ReadDoor> {
         None
     }
 

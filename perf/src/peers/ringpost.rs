@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::compare::{self, Quoting};
 use super::group::Group;
-use super::peer::{Door, Running, Site};
+use super::peer::{Door, ReadDoor, Running, Site};
 use crate::address::Address;
 use crate::daemon::{Daemon, Setup};
 use crate::deliver::mda;
@@ -91,6 +91,10 @@ impl Running for Ringpost {
                 Door::Program(Box::new(move |users| mda::shim(&program, &node, users)))
             }
         }
+    }
+
+    fn reads(&self) -> Option<ReadDoor> {
+        Some(ReadDoor::Node(self.node()))
     }
 
     fn cpu(&self) -> anyhow::Result<Duration> {

@@ -10,13 +10,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde::Serialize;
 
 use super::args::Args;
 use super::chart;
 use super::device::Device;
-use super::measure::{Findings, measure};
+use super::measure::measure;
 use super::packages::Family;
-use super::peer::{Door, Site};
+use super::peer::{Door, Running, Site};
 use super::report::{Limits, Parameters, RunReport, median};
 use super::root::Root;
 use super::system::System;
@@ -37,7 +38,7 @@ const DISK_EACH: Duration = Duration::from_millis(280);
 const ECHO_EACH: Duration = Duration::from_millis(500);
 
 /// What is the same for all runs of a call.
-struct Bench {
+pub(super) struct Bench {
     args: Args,
     programs: Programs,
     attic: Attic,
@@ -103,10 +104,8 @@ pub(crate) fn campaign(
         }
     }
     let text = people(&bench.environment, &disk, &reports, &table(&reports));
-    if args.json {
-        std::io::stderr().write_all(text.as_bytes())?;
-    } else {
-        std::io::stdout().write_all(text.as_bytes())?;
+    say(args.json, &text)?;
+    if !args.json {
         reports.iter().try_for_each(emit)?;
     }
     let good = reports.iter().all(|report| report.good);
@@ -123,7 +122,7 @@ pub(crate) fn campaign(
 
 impl Bench {
     /// Looks around and makes the folders.
-    fn new(args: &Args) -> anyhow::Result<Self> {
+    pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
         let rebuild = if args.no_build {
             Rebuild::Never
         } else {
@@ -159,7 +158,7 @@ impl Bench {
     }
 
     /// Fetches and unpacks what the systems need, before any clock runs.
-    fn lay_out(&self, systems: &[System]) -> anyhow::Result<()> {
+    pub(super) fn lay_out(&self, systems: &[System]) -> anyhow::Result<()> {
         for system in systems {
             for family in system.families() {
                 self.root(family)?;
@@ -221,7 +220,9 @@ impl Bench {
             plan
         };
         let findings = self
-            .one(system, in_flight, &plan)
+            .with(system, in_flight, |running| {
+                measure(running, &plan, &self.device)
+            })
             .with_context(|| format!("{} cannot be measured", system.name()))?;
         let parameters = Parameters {
             system: system.name(),
@@ -246,12 +247,30 @@ impl Bench {
         ))
     }
 
-    fn one(
+    /// A plan for a door, with messages that nobody has seen.
+    pub(super) fn plan(&mut self, size: Size, in_flight: usize) -> anyhow::Result<Plan> {
+        self.run += 1;
+        let door = Door::Node("127.0.0.1:1".parse()?);
+        Ok(self.args.plan(size, in_flight, &door, self.run))
+    }
+
+    /// Where it is measured.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Makes durable what is still in the page cache.
+    pub(super) fn sync(&self) -> anyhow::Result<()> {
+        self.device.sync()
+    }
+
+    /// Starts a system on an empty folder and has something done with it.
+    pub(super) fn with<T>(
         &self,
         system: System,
         in_flight: usize,
-        plan: &dyn Fn(&Door, Option<&str>) -> Plan,
-    ) -> anyhow::Result<Findings> {
+        work: impl FnOnce(Box<dyn Running>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let folder = tempfile::tempdir_in(&self.scratch.path)?;
         let sockets = cell::socket_folder()?;
         let users = Users::new("u", self.args.users);
@@ -264,12 +283,13 @@ impl Bench {
             users: &users,
             in_flight,
         };
-        let findings = measure(system.start(&site)?, plan, &self.device);
+        let done = system.start(&site).and_then(work);
         self.attic.store(folder);
-        findings
+        done
     }
 
-    fn version(&self, system: System) -> anyhow::Result<String> {
+    /// Versions of a system's packages; of ours the commit.
+    pub(super) fn version(&self, system: System) -> anyhow::Result<String> {
         let mut versions = Vec::new();
         for family in system.families() {
             let root = self.root(family)?;
@@ -282,14 +302,25 @@ impl Bench {
     }
 }
 
-fn emit(report: &RunReport) -> anyhow::Result<()> {
+/// For people: on standard error where standard output is for machines.
+pub(super) fn say(json: bool, text: &str) -> anyhow::Result<()> {
+    if json {
+        std::io::stderr().write_all(text.as_bytes())?;
+    } else {
+        std::io::stdout().write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A line on standard output.
+pub(super) fn emit<T: Serialize>(report: &T) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(report)?)?;
     out.flush()?;
     Ok(())
 }
 
-fn progress(what: &str) {
+pub(super) fn progress(what: &str) {
     // Nobody may be listening; the figures do not depend on it.
     drop(writeln!(std::io::stderr(), "perf: {what}"));
 }

@@ -56,6 +56,18 @@ impl System {
         self.name().contains("ringpost")
     }
 
+    /// Whether it has a server that clients read from.
+    pub(crate) fn is_read(self) -> bool {
+        matches!(
+            self,
+            Self::RingpostNode
+                | Self::DovecotMdbox
+                | Self::DovecotSdbox
+                | Self::DovecotMaildir
+                | Self::DovecotMbox
+        )
+    }
+
     /// The packages it needs, the one that names its version first.
     pub(crate) fn families(self) -> &'static [&'static Family] {
         match self {
