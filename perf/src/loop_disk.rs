@@ -1,5 +1,6 @@
-//! A file system in a file that can lose its power: `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`
-//! with NOLOGFLUSH throw away whatever is not on the device, and every later write fails.
+//! A file system in a file, for the rigs and for [`on`](crate::on_loop). It can lose its power:
+//! `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN` with NOLOGFLUSH throw away whatever is not on the device,
+//! and every later write fails.
 //!
 //! Measured on ext4: synced data stays, unsynced data and names are gone, about a second a cycle. It
 //! is no power cut of the device itself: a device's volatile cache is not modelled (storage.md 12.3).

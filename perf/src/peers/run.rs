@@ -247,7 +247,7 @@ impl Bench {
         ))
     }
 
-    /// A plan for a door, with messages that nobody has seen.
+    /// A plan with messages that nobody has seen. Its line ends are not those of every door.
     pub(super) fn plan(&mut self, size: Size, in_flight: usize) -> anyhow::Result<Plan> {
         self.run += 1;
         let door = Door::Node("127.0.0.1:1".parse()?);
