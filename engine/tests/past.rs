@@ -313,6 +313,40 @@ fn a_large_message_is_found_in_the_archive_of_a_core_that_is_gone() {
     assert_eq!(past(&backup, &node, "bob", at), Some(before));
 }
 
+/// Nobody looked into them any more, so they stayed for ever.
+#[test]
+fn archives_of_cores_that_are_gone_grow_too_old_as_well() {
+    let config = |age_s| ShardConfig {
+        archive: Some(ArchiveLimits { age_s, ..LIMITS }),
+        ..ShardConfig::tiny()
+    };
+    let disk = empty_disk(SimConfig::new(1));
+    disk.put_dir(&RelPath::archive_root());
+    let now_s = now_of(&disk).wall.value() / 1_000_000_000;
+    let of = |log_id, age_s| RelPath::archived(log_id, 7, now_s - age_s);
+    for log_id in [1, 3] {
+        disk.put_dir(&RelPath::archive_dir(log_id));
+        disk.put(&of(log_id, 500), b"old");
+        disk.put(&of(log_id, 10), b"new");
+    }
+    let mut bench = Bench::on(disk, config(100)).expect("it opens");
+    bench.deliver_large(&["bob"], 1, &message(1, 9_000));
+    turns(&mut bench, 20);
+    let count = |bench: &Bench, log_id| bench.disk.list(&RelPath::archive_dir(log_id)).len();
+    assert_eq!((count(&bench, 1), count(&bench, 3)), (1, 1));
+    // What comes into its own archive is counted anew, and what is the others' is not forgotten.
+    let gone = bench.expunge("bob", MailboxId::INBOX, UidSet::all());
+    gone.expect("it is there");
+    bench.checkpoint();
+    turns(&mut bench, 20);
+    assert_eq!(count(&bench, 0), 1);
+    bench.disk.advance(95_000_000_000);
+    bench.deliver(&["bob"], 2, &message(2, 300));
+    turns(&mut bench, 20);
+    assert_eq!((count(&bench, 1), count(&bench, 3)), (0, 0));
+    assert_eq!(count(&bench, 0), 1, "it is younger");
+}
+
 /// A kill came when a log file had its name in the archive and the directory was not synced; the next opening
 /// took the name for durable and unlinked the one in the log, and a power cut took the other.
 #[test]

@@ -12,6 +12,9 @@
 //! next start, since nobody copies any more; archived ones stay, and one that has both names loses
 //! that of the log, so that it is never armed again.
 //!
+//! When the number of cores fell, nobody writes the archives of the logs that are over; a shard looks after
+//! those that it shares with them modulo the number of logs, as if their files were its own.
+//!
 //! Mail comes first. When the disk is nearly full the backup is given up, then the oldest archived files
 //! go; new mail is refused only when that did not help.
 
@@ -132,7 +135,22 @@ fn archived_at(name: &str) -> Option<u64> {
     u64::from_str_radix(at_s, 16).ok()
 }
 
-/// What a listing of `archive/<id>` says: archived files, oldest first.
+/// Names and sizes of the files in a directory; `None` if there is none.
+fn list<I: Io>(ops: &mut Ops<I>, dir: &RelPath) -> Result<Option<Vec<(String, u64)>>, IoError> {
+    match ops.run_plain(Op::ListDir { path: dir.clone() }) {
+        Ok(Done::Listing(names)) => Ok(Some(names)),
+        Ok(other) => unreachable_done(&other),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Oldest first; what is held for a backup comes before all.
+fn sort(files: &mut VecDeque<Kept>) {
+    files.make_contiguous().sort_by_key(|kept| kept.at_s);
+}
+
+/// The archived files that a listing of `archive/<id>` names.
 fn kept_of(dir: &RelPath, names: &[(String, u64)]) -> VecDeque<Kept> {
     let kept = names.iter().filter_map(|(name, bytes)| {
         let log = archived_of(name).map(|(_, at_s)| at_s);
@@ -142,9 +160,7 @@ fn kept_of(dir: &RelPath, names: &[(String, u64)]) -> VecDeque<Kept> {
             bytes: *bytes,
         })
     });
-    let mut kept: Vec<Kept> = kept.collect();
-    kept.sort_by_key(|kept| kept.at_s);
-    kept.into()
+    kept.collect()
 }
 
 impl Backups {
@@ -152,7 +168,7 @@ impl Backups {
     /// for a backup that a crash ended. Gives the sequence numbers of the archived files, too.
     pub(super) fn open<I: Io>(
         ops: &mut Ops<I>,
-        log_id: u32,
+        (log_id, logs): (u32, u32),
         limits: Option<ArchiveLimits>,
     ) -> Result<(Self, Vec<u64>), IoError> {
         let dir = RelPath::archive_dir(log_id);
@@ -162,12 +178,9 @@ impl Backups {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
-        let (names, mut dirs) = match ops.run_plain(Op::ListDir { path: dir.clone() }) {
-            Ok(Done::Listing(names)) => (names, Dirs::Made),
-            Ok(other) => unreachable_done(&other),
-            Err(error) if error.is_not_found() => (Vec::new(), Dirs::Unmade),
-            Err(error) => return Err(error),
-        };
+        let found = list(ops, &dir)?;
+        let mut dirs = found.as_ref().map_or(Dirs::Unmade, |_| Dirs::Made);
+        let names = found.unwrap_or_default();
         if dirs == Dirs::Unmade && limits.is_some() {
             for path in [RelPath::archive_root(), dir.clone()] {
                 ops.run_plain(Op::MakeDir { path })?;
@@ -185,7 +198,15 @@ impl Backups {
                 ops.run_plain(Op::Unlink { path })?;
             }
         }
-        let files = kept_of(&dir, &names);
+        let mut files = kept_of(&dir, &names);
+        for (name, _) in list(ops, &RelPath::archive_root())?.unwrap_or_default() {
+            let id = u32::from_str_radix(&name, 16).unwrap_or(0);
+            let over = RelPath::archive_dir(id);
+            if id >= logs && id % logs == log_id && over.file_name() == name {
+                files.extend(kept_of(&over, &list(ops, &over)?.unwrap_or_default()));
+            }
+        }
+        sort(&mut files);
         let backups = Self {
             log_id,
             limits,
@@ -527,12 +548,14 @@ impl<I: Io> Shard<I> {
         if backups.listing == Listing::Running {
             backups.listing = Listing::Known;
         }
-        // What a backup holds meanwhile is counted where it came.
-        let held = backups.files.iter().filter(|kept| kept.at_s.is_none());
-        let mut files: VecDeque<Kept> = held.cloned().collect();
-        files.extend(kept_of(&RelPath::archive_dir(backups.log_id), &names));
+        // What a backup holds meanwhile is counted where it came, and nothing comes to logs that are over.
+        let dir = RelPath::archive_dir(backups.log_id);
+        let is_known = |kept: &Kept| kept.at_s.is_none() || kept.path.parent() != dir;
+        let files = &mut backups.files;
+        files.retain(is_known);
+        files.extend(kept_of(&dir, &names));
+        sort(files);
         backups.bytes = files.iter().map(|kept| kept.bytes).sum();
-        backups.files = files;
         Ok(())
     }
 

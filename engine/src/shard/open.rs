@@ -97,7 +97,11 @@ impl<I: Io> Shard<I> {
             config.log_files_max,
             Salts::new(&seed, superblock.boots),
         );
-        let (backups, archived) = Backups::open(&mut ops, identity.log_id, config.archive)?;
+        let (backups, archived) = Backups::open(
+            &mut ops,
+            (identity.log_id, identity.logs),
+            config.archive,
+        )?;
         let is_archived = |found: &Found| {
             let sequence = found.header.map(|header| header.sequence);
             sequence.is_some_and(|sequence| archived.contains(&sequence))
@@ -128,7 +132,8 @@ impl<I: Io> Shard<I> {
         superblock.written_at = now.wall;
         let super_copy = super_copy ^ 1;
         write_super(&mut ops, super_file, super_copy, &superblock)?;
-        let reused = canary::on(Canary::TornFileReused) && recovery.torn_at.is_some();
+        let goes_on = !recovery.chain.is_empty() && recovery.end < files.active_end();
+        let reused = goes_on && canary::on(Canary::TornFileReused);
         if !reused {
             files.start_now(&mut ops, recovery.end, now.wall)?;
         }
