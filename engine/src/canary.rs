@@ -63,7 +63,7 @@ canaries! {
     NewerSuperOverwritten = "newer-super-overwritten",
     /// Log files are free as soon as their checkpoint begins.
     RearmedEarly = "rearmed-early",
-    /// After a restart the log goes on in the file whose end was torn, and a frame need not name the one
+    /// After a restart the log goes on in the file in which it ended, and a frame need not name the one
     /// before it: either alone is harmless.
     TornFileReused = "torn-file-reused",
     /// Log files are read after a kill without waiting for what is still on its way into them.

@@ -7,7 +7,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringpost_fuzz::sim::{Beside, Stats, Trace, run_catching};
+use ringpost_fuzz::sim::{Stats, Trace, World, run_catching};
 
 /// Seeds that found something, and what it was. What a seed does changes with the simulator, so that
 /// each finding has a test of its own in the engine too.
@@ -127,7 +127,7 @@ const FRESH: u64 = 60;
 fn all_hold(seeds: impl Iterator<Item = u64>) -> Stats {
     let mut all = Stats::default();
     for seed in seeds {
-        match run_catching(seed, Trace::No, Beside::Drawn) {
+        match run_catching(World::Whole, seed, Trace::No) {
             Ok((stats, _)) => all.add(&stats),
             Err(failure) => panic!("seed {seed}: {}", failure.what),
         }
@@ -155,7 +155,7 @@ fn fresh_seeds_hold() {
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in [1, 2, 3, 5, 8, 13] {
-        let run = || run_catching(seed, Trace::Kept, Beside::Drawn).unwrap();
+        let run = || run_catching(World::Whole, seed, Trace::Kept).unwrap();
         let ((stats, first), (again, second)) = (run(), run());
         assert!(first.lines().count() > 100, "seed {seed} does nothing");
         let differ = first.lines().zip(second.lines()).find(|(a, b)| a != b);

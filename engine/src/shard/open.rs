@@ -97,11 +97,8 @@ impl<I: Io> Shard<I> {
             config.log_files_max,
             Salts::new(&seed, superblock.boots),
         );
-        let (backups, archived) = Backups::open(
-            &mut ops,
-            (identity.log_id, identity.logs),
-            config.archive,
-        )?;
+        let (backups, archived) =
+            Backups::open(&mut ops, (identity.log_id, identity.logs), config.archive)?;
         let is_archived = |found: &Found| {
             let sequence = found.header.map(|header| header.sequence);
             sequence.is_some_and(|sequence| archived.contains(&sequence))

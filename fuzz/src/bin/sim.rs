@@ -17,7 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use ringpost_engine::canary::{Canary, plant};
-use ringpost_fuzz::sim::{Beside, Failure, Stats, Trace, run, run_catching};
+use ringpost_fuzz::sim::{Failure, Stats, Trace, World, run_catching, run_in};
 
 /// Failures that are listed.
 const LISTED_MAX: usize = 20;
@@ -42,9 +42,19 @@ struct Arguments {
     /// List the bugs that can be planted.
     #[arg(long)]
     canaries: bool,
+    /// What the seeds are about; the whole without this, or where a planted bug shows.
+    #[arg(long, value_enum)]
+    world: Option<World>,
     /// Threads; as many as there are cores without this.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+}
+
+impl Arguments {
+    fn world(&self) -> World {
+        let shows = || self.canary.map_or(World::Whole, World::of);
+        self.world.unwrap_or_else(shows)
+    }
 }
 
 /// What one node can show.
@@ -79,17 +89,17 @@ fn main() -> ExitCode {
         hook(panic);
     }));
     match arguments.seed {
-        Some(seed) => one(seed, arguments.canary),
+        Some(seed) => one(seed, &arguments),
         None => many(&arguments),
     }
 }
 
 /// One seed with its trace.
-fn one(seed: u64, planted: Option<Canary>) -> ExitCode {
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     println!("sim: seed {seed}, commit {}", commit());
-    plant(planted);
+    plant(arguments.canary);
     SEED.set(seed);
-    match run(seed, Trace::Kept) {
+    match run_in(arguments.world(), seed, Trace::Kept) {
         Ok((stats, trace)) => {
             print!("{trace}");
             println!("seed {seed} holds: {stats:?}");
@@ -105,7 +115,7 @@ fn one(seed: u64, planted: Option<Canary>) -> ExitCode {
 
 fn many(arguments: &Arguments) -> ExitCode {
     let from = arguments.from.unwrap_or_else(fresh);
-    let planted = arguments.canary;
+    let (planted, world) = (arguments.canary, arguments.world());
     println!(
         "sim: seeds {from} to {}, commit {}{}",
         from + arguments.seeds.saturating_sub(1),
@@ -134,10 +144,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                         return;
                     }
                     SEED.set(seed);
-                    if sender
-                        .send(run_catching(seed, Trace::No, Beside::Drawn))
-                        .is_err()
-                    {
+                    if sender.send(run_catching(world, seed, Trace::No)).is_err() {
                         return;
                     }
                 }

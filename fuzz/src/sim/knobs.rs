@@ -63,6 +63,8 @@ pub(super) struct Knobs {
     pub(super) steps_max: u32,
     /// Turns of the loop between two steps, at most.
     pub(super) turns_max: u32,
+    /// Changes of the disk before a crash, fewer than this.
+    pub(super) changes_max: u64,
     weights: Vec<(Kind, u32)>,
     /// One delivery in so many goes to several users.
     pub(super) several_one_in: u32,
@@ -141,6 +143,7 @@ impl Knobs {
             lives: rng.u32(2..7),
             steps_max: one_of(rng, [15, 40, 90]),
             turns_max: one_of(rng, [1, 3, 12]),
+            changes_max: 400,
             weights,
             several_one_in: one_of(rng, [2, 4, 100]),
             drain_one_in: one_of(rng, [0, 3, 6]),
@@ -158,6 +161,32 @@ impl Knobs {
             bytes: 1 << 40,
         });
         self.clock_back = false;
+    }
+
+    /// Many lives of a few appends. Other shards' writes make time pass in small steps, and half of all
+    /// writes take long: so a crash often takes a frame of the log and leaves the one behind it, where the
+    /// next life writes its own and soon crashes too.
+    pub(super) fn short_lives(&mut self) {
+        self.weights = vec![(Kind::Append, 3), (Kind::Pause, 1)];
+        self.logs = 3;
+        self.users = 6;
+        self.lives = 24;
+        self.steps_max = 15;
+        self.turns_max = 3;
+        self.changes_max = 100;
+        self.several_one_in = 100;
+        self.drain_one_in = 0;
+        self.fault_one_in = 0;
+        self.rots = false;
+        self.shard.log_depth = 2;
+        // Frames of one block.
+        self.shard.large_bytes = 1 << 10;
+        self.shard.checkpoint_interval_ns = 10_000_000_000;
+        self.disk.model = Model::Weak;
+        self.disk.fate = Fate::Drawn;
+        self.disk.poll_ns = 1_000;
+        self.disk.slow_one_in = 2;
+        self.disk.slow_factor = 50;
     }
 
     /// The kind of the next step.

@@ -47,7 +47,7 @@ impl Sim {
         self.repair_disk();
         let base = self.disk.changes();
         if self.rng.u8(..8) > 0 {
-            let change = base + self.rng.u64(1..400);
+            let change = base + self.rng.u64(1..self.knobs.changes_max);
             self.disk.configure(|config| config.crash_at = Some(change));
         }
         let one_in = self.knobs.fault_one_in;

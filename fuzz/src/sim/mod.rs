@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use fastrand::Rng;
+use ringpost_engine::canary::Canary;
 use ringpost_engine::io::sim::SimDisk;
 use ringpost_engine::request::{Event, Notice, Refused, Request, SnapshotId, Ticket};
 use ringpost_netproto::id::Uid;
@@ -111,23 +112,42 @@ pub enum Trace {
     No,
 }
 
-/// What comes over a store besides work, crashes and faults (`Hazards` in `knobs.rs`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Beside {
-    /// What the seed draws.
-    Drawn,
-    /// Nothing.
-    Nothing,
+/// Which part of what can happen to a store a seed is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum World {
+    /// Work, crashes and faults, and what else the seed draws (`Hazards` in `knobs.rs`).
+    Whole,
+    /// Work, crashes and faults alone.
+    Plain,
+    /// Little but appends, in many lives that end when the log has written a few frames.
+    ShortLives,
+}
+
+impl World {
+    /// Where a planted bug does something soon.
+    pub fn of(canary: Canary) -> Self {
+        match canary {
+            Canary::LayoutUndrained
+            | Canary::IdsLeftBehind
+            | Canary::FilesNotHeld
+            | Canary::EndToldEarly
+            | Canary::CarriedNotOwed
+            | Canary::ExpungesFirst => Self::Whole,
+            Canary::TornFileReused => Self::ShortLives,
+            _ => Self::Plain,
+        }
+    }
 }
 
 /// Runs a seed; its figures and trace, or what it found. A panic of the engine is the caller's to
 /// catch.
 pub fn run(seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
-    run_beside(seed, trace, Beside::Drawn)
+    run_in(World::Whole, seed, trace)
 }
 
-fn run_beside(seed: u64, trace: Trace, beside: Beside) -> Result<(Stats, String), Failure> {
-    let mut sim = Sim::new(seed, trace, beside);
+/// As [`run`], in a world of the caller's choice.
+pub fn run_in(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
+    let mut sim = Sim::new(world, seed, trace);
     let verdict = sim.lives();
     let text = sim.trace.take().unwrap_or_default();
     match verdict {
@@ -140,9 +160,9 @@ fn run_beside(seed: u64, trace: Trace, beside: Beside) -> Result<(Stats, String)
     }
 }
 
-/// As [`run`], of a program that unwinds: a panic is a failure.
-pub fn run_catching(seed: u64, trace: Trace, beside: Beside) -> Result<(Stats, String), Failure> {
-    let run = std::panic::catch_unwind(|| run_beside(seed, trace, beside));
+/// As [`run_in`], of a program that unwinds: a panic is a failure.
+pub fn run_catching(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
+    let run = std::panic::catch_unwind(|| run_in(world, seed, trace));
     run.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -197,13 +217,16 @@ struct Sim {
 }
 
 impl Sim {
-    fn new(seed: u64, trace: Trace, beside: Beside) -> Self {
+    fn new(world: World, seed: u64, trace: Trace) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut knobs = Knobs::draw(&mut rng, seed);
         knobs.disk.trace = trace == Trace::Kept;
         let (mut hazards, mut hazard_rng) = Hazards::draw(seed);
-        if beside == Beside::Nothing {
+        if world != World::Whole {
             hazards = Hazards::default();
+        }
+        if world == World::ShortLives {
+            knobs.short_lives();
         }
         if hazards.archive {
             knobs.archive();
