@@ -10,14 +10,17 @@
 //!   before one of the tries. Never is anything shown that nobody sent, or with other bytes. Flags may be older
 //!   than they were and expunged messages may be back, since the log or the index that knew is what was hurt.
 //!
+//! A repair that the disk fails, by an error or for want of room, is cut off like one that crashes.
+//!
 //! Not simulated: repair of what lost more than that (`engine/tests/repair` does sectors of zeros, files
-//! that are gone, and both superblocks), and faults of the disk while it repairs.
+//! that are gone, and both superblocks), and of what cannot be read.
 
 use std::collections::BTreeSet;
 
 use ringpost_engine::check::check;
 use ringpost_engine::format::info::INFO_HEADER_BYTES;
-use ringpost_engine::repair::{LostMessage, Repaired, plan, repair};
+use ringpost_engine::io::sim::{Among, StepError};
+use ringpost_engine::repair::{LostMessage, RepairError, Repaired, plan, repair};
 use ringpost_engine::request::Event;
 use ringpost_netproto::id::Guid;
 
@@ -92,19 +95,21 @@ impl Sim {
             self.say(|_| format!("planned: {planned:?}"));
             lost.extend(planned.lost);
             if tried < crashes {
-                let change = self.disk.changes() + self.hazard_rng.u64(1..40);
-                self.disk.configure(|config| config.crash_at = Some(change));
+                self.draw_end_of_repair();
             }
             let now = now_of(&self.disk, self.skew_ns).wall;
+            let faults = self.disk.faults();
             let done = repair(&self.disk, self.disk.io(), now, &mut |_progress| {});
             self.say(|_| format!("repaired: {done:?}"));
             self.stats.repairs += 1;
-            if !self.disk.is_crashed() {
-                self.disk.configure(|config| config.crash_at = None);
-                done.map_err(|error| format!("a repair ends: {error}"))?;
-                break;
+            let failed = self.disk.faults() > faults;
+            self.repair_disk();
+            match done {
+                _ if self.disk.is_crashed() => self.crash(),
+                Ok(_) => break,
+                Err(RepairError::Io(_)) if failed => self.crash(),
+                Err(error) => return Err(format!("a repair ends: {error}")),
             }
-            self.crash();
         }
         let report = check(&self.disk, &mut |_progress| {});
         ensure!(
@@ -115,6 +120,30 @@ impl Sim {
         let rest = self.planned()?;
         ensure!(rest.is_nothing(), "a second repair would do {rest:?}");
         Ok(lost)
+    }
+
+    /// Draws what cuts a repair off: a crash, an error of the disk, or want of room.
+    fn draw_end_of_repair(&mut self) {
+        let rng = &mut self.hazard_rng;
+        let at = rng.u64(1..40);
+        let kind = rng.u8(..6);
+        let change = self.disk.changes() + at;
+        let tree = self.disk.tree();
+        let used: u64 = tree.iter().filter_map(|(_, bytes)| *bytes).sum();
+        let inodes = u64::try_from(tree.len()).unwrap_or(0);
+        let among = rng.choice([Among::Steps, Among::Writes, Among::Names, Among::Syncs]);
+        let error = StepError {
+            among: among.unwrap_or(Among::Steps),
+            at,
+            errno: libc::EIO,
+        };
+        let (room, files) = (rng.u64(..8_000), rng.u64(..4));
+        self.disk.configure(|config| match kind {
+            0..=2 => config.crash_at = Some(change),
+            3 => config.error_at = Some(error),
+            4 => config.capacity_bytes = Some(used + room),
+            _ => config.inodes_max = Some(inodes + files),
+        });
     }
 
     /// Repairs what was hurt and looks at everybody; and again after a drain and a start.
