@@ -93,8 +93,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         size: args.size.to_string(),
         in_flight: args.in_flight.to_string(),
         users: args.users,
-        // The recorder begins a little behind the window's opening.
-        seconds: f64::from(args.seconds + waiting_seconds(args) + RING_SECONDS) + 3.0,
+        // Recorders take their time to begin and to end, more of it where processes come and go.
+        seconds: f64::from(args.seconds + waiting_seconds(args) + RING_SECONDS) + 8.0,
         warm_up: args.warm_up.clone(),
         warm_up_max: f64::from(args.warm_up_max),
         settings: args.settings.clone(),
