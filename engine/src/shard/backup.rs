@@ -199,7 +199,11 @@ impl Backups {
             }
         }
         let mut files = kept_of(&dir, &names);
-        for (name, _) in list(ops, &RelPath::archive_root())?.unwrap_or_default() {
+        let ids = match dirs {
+            Dirs::Made => list(ops, &RelPath::archive_root())?.unwrap_or_default(),
+            Dirs::Unmade => Vec::new(),
+        };
+        for (name, _) in ids {
             let id = u32::from_str_radix(&name, 16).unwrap_or(0);
             let over = RelPath::archive_dir(id);
             if id >= logs && id % logs == log_id && over.file_name() == name {
