@@ -12,8 +12,8 @@ fn budget(canary: Canary) -> u64 {
     match canary {
         // The medium has to hurt a frame of the log, with another behind it, in a seed's last life; a repair
         // has to follow on a crash between a compaction's record and the next checkpoint, with mail for a
-        // segment that is not there yet; a sector of an index has to come to lie where one like it belongs.
-        Canary::DamageTakenAsTorn | Canary::CarriedNotOwed | Canary::SeedLeftOut => 10_000,
+        // segment that is not there yet.
+        Canary::DamageTakenAsTorn | Canary::CarriedNotOwed => 10_000,
         _ => 2_000,
     }
 }
@@ -69,10 +69,6 @@ fn symptoms(canary: Canary) -> &'static [&'static str] {
             "a guid that nobody sent",
             "nobody put",
             "is mail ",
-            "is lost",
-            "came back",
-            "has the mailboxes",
-            "a name twice",
             "UID",
             "its numbers",
         ],

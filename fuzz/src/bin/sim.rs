@@ -17,7 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use ringpost_engine::canary::{Canary, plant};
-use ringpost_fuzz::sim::{Failure, Stats, Trace, World, run_catching, run_in};
+use ringpost_fuzz::sim::{Failure, Stats, Trace, World, run, run_catching};
 
 /// Failures that are listed.
 const LISTED_MAX: usize = 20;
@@ -99,7 +99,7 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     println!("sim: seed {seed}, commit {}", commit());
     plant(arguments.canary);
     SEED.set(seed);
-    match run_in(arguments.world(), seed, Trace::Kept) {
+    match run(arguments.world(), seed, Trace::Kept) {
         Ok((stats, trace)) => {
             print!("{trace}");
             println!("seed {seed} holds: {stats:?}");

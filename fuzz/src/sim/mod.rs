@@ -141,12 +141,7 @@ impl World {
 
 /// Runs a seed; its figures and trace, or what it found. A panic of the engine is the caller's to
 /// catch.
-pub fn run(seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
-    run_in(World::Whole, seed, trace)
-}
-
-/// As [`run`], in a world of the caller's choice.
-pub fn run_in(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
+pub fn run(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
     let mut sim = Sim::new(world, seed, trace);
     let verdict = sim.lives();
     let text = sim.trace.take().unwrap_or_default();
@@ -160,9 +155,9 @@ pub fn run_in(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), 
     }
 }
 
-/// As [`run_in`], of a program that unwinds: a panic is a failure.
+/// As [`run`], of a program that unwinds: a panic is a failure.
 pub fn run_catching(world: World, seed: u64, trace: Trace) -> Result<(Stats, String), Failure> {
-    let run = std::panic::catch_unwind(|| run_in(world, seed, trace));
+    let run = std::panic::catch_unwind(|| run(world, seed, trace));
     run.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
