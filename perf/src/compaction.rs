@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::engine::{Engine, ticket_of};
 use crate::environment::Environment;
 use crate::hist::{Latencies, LatencySummary};
+use crate::process::MachineTime;
 use crate::programs;
 
 /// Messages in flight while the store is filled.
@@ -74,6 +75,8 @@ struct Line<'a> {
     compactions: u64,
     compact_copied_bytes: u64,
     late_checkpoints: u64,
+    /// The part of the processors' time that the hypervisor withheld.
+    stolen_share: Option<f64>,
 }
 
 struct Bench {
@@ -131,11 +134,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut compacting = Duration::ZERO;
     let span = Duration::from_secs(u64::from(args.seconds));
     let before = bench.engine.metrics(0);
+    let machine = MachineTime::now();
     for users in old.chunks(usize::try_from(args.seconds + 1)?) {
         bench.halve(users, messages)?;
         bench.slice(args.rate, span, &mut without, &[])?;
         compacting += bench.slice(args.rate, span, &mut with, users)?;
     }
+    let machine = MachineTime::now().zip(machine);
     let after = bench.engine.metrics(0);
     let (without, with) = (without.summary(), with.summary());
     let line = Line {
@@ -152,6 +157,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         compactions: after.compactions - before.compactions,
         compact_copied_bytes: after.compact_copied_bytes - before.compact_copied_bytes,
         late_checkpoints: after.checkpoints - before.checkpoints,
+        stolen_share: machine.and_then(|(now, before)| now.stolen_since(before)),
     };
     bench.engine.drain()?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&line)?)?;

@@ -1,4 +1,5 @@
-//! What a process has used, from /proc (`proc_pid_stat(5)`, `proc_pid_status(5)`).
+//! What a process has used, and what the machine was kept from using, from /proc (`proc_pid_stat(5)`,
+//! `proc_pid_status(5)`, `proc_stat(5)`).
 
 use std::time::Duration;
 
@@ -50,6 +51,53 @@ impl CpuTime {
     }
 }
 
+/// Time of all processors of this machine together, in clock ticks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MachineTime {
+    /// When one was to run and the hypervisor ran something else, or nothing: a limit of CPU that a
+    /// machine has used up stops all its processors for the rest of a period of, by default, 100 ms.
+    stolen: u64,
+    all: u64,
+}
+
+impl MachineTime {
+    /// `None` if the kernel does not say.
+    pub(crate) fn now() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        let fields = stat.lines().next()?.strip_prefix("cpu ")?;
+        // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in the first two.
+        let ticks = fields.split_ascii_whitespace().take(8);
+        let ticks: Vec<u64> = ticks
+            .map(|field| field.parse().ok())
+            .collect::<Option<_>>()?;
+        Some(Self {
+            stolen: *ticks.get(7)?,
+            all: ticks.iter().copied().fold(0, u64::saturating_add),
+        })
+    }
+
+    /// The stolen part of all time since `before`, 0 to 1.
+    pub(crate) fn stolen_since(self, before: Self) -> Option<f64> {
+        let ticks =
+            |now: u64, before: u64| u32::try_from(now.checked_sub(before)?).ok().map(f64::from);
+        let all = ticks(self.all, before.all).filter(|all| *all > 0.0)?;
+        Some(ticks(self.stolen, before.stolen)? / all)
+    }
+}
+
+/// The stolen part of the machine's time, for people, where it is enough to make a tail: a hundredth.
+pub(crate) fn stolen_remark(share: Option<f64>) -> Option<String> {
+    let share = share.filter(|share| *share >= 0.01)?;
+    Some(format!(
+        "the hypervisor withheld {:.1} % of the processors' time meanwhile: its pauses are in the tail \
+         of the latencies",
+        share * 100.0
+    ))
+}
+
 /// The most memory that the process has had resident, in bytes.
 pub(crate) fn resident_bytes_max(pid: Pid) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -74,9 +122,24 @@ mod tests {
     }
 
     #[test]
+    fn stolen_time_is_a_share_of_all_processors() {
+        let stat = "cpu  10 0 20 60 5 0 1 4 3 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        let before = MachineTime::parse(stat).unwrap();
+        assert_eq!((before.stolen, before.all), (4, 100));
+        let now = MachineTime::parse("cpu  60 0 20 60 5 0 1 54 53 0\n").unwrap();
+        assert_eq!(now.stolen_since(before), Some(0.5));
+        assert_eq!(before.stolen_since(before), None, "no time has gone by");
+        assert_eq!(before.stolen_since(now), None, "the counters went back");
+        assert_eq!(MachineTime::parse("cpu  1 2 3 4 5 6 7\n"), None, "no steal");
+        assert_eq!(stolen_remark(Some(0.009)), None);
+        assert!(stolen_remark(Some(0.058)).unwrap().contains(" 5.8 %"));
+    }
+
+    #[test]
     fn this_process_can_be_asked() {
         let time = CpuTime::of(Pid::this()).unwrap();
         assert!(time.since(time) == CpuTime::default());
         assert!(resident_bytes_max(Pid::this()).unwrap() > 1 << 20);
+        assert!(MachineTime::now().unwrap().all > 0);
     }
 }

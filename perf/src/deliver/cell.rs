@@ -27,7 +27,7 @@ use super::window::{self, CHECKPOINTS, Window};
 use crate::address::Address;
 use crate::daemon::{Daemon, Setup};
 use crate::letters::Size;
-use crate::process::{CpuTime, resident_bytes_max};
+use crate::process::{CpuTime, MachineTime, resident_bytes_max};
 use crate::programs::Programs;
 use crate::scrape::Metrics;
 
@@ -151,6 +151,8 @@ pub(crate) struct Findings {
     pub(crate) daemon_cpu: Option<CpuTime>,
     /// What the generator used since then; children are the shims.
     pub(crate) generator_cpu: CpuTime,
+    /// The part of the processors' time that the hypervisor withheld since then.
+    pub(crate) stolen_share: Option<f64>,
     /// The daemon's memory at its highest.
     pub(crate) daemon_bytes_max: Option<u64>,
     /// Load and drain together.
@@ -274,22 +276,34 @@ struct Sides {
     witness: Option<Witness>,
 }
 
-/// What the processes had used and counted at one moment, or gained since.
+/// What the processes had used and counted at one moment.
 #[derive(Default)]
 struct Look {
     metrics: Option<Metrics>,
     daemon: Option<CpuTime>,
     generator: Option<CpuTime>,
+    machine: Option<MachineTime>,
+}
+
+/// What was gained between two looks.
+#[derive(Default)]
+struct Gain {
+    metrics: Option<Metrics>,
+    daemon: Option<CpuTime>,
+    generator: Option<CpuTime>,
+    stolen_share: Option<f64>,
 }
 
 impl Look {
-    fn since(&self, before: &Self) -> Self {
+    fn since(&self, before: &Self) -> Gain {
         let cpu = |now: Option<CpuTime>, before: Option<CpuTime>| Some(now?.since(before?));
         let metrics = self.metrics.as_ref().zip(before.metrics.as_ref());
-        Self {
+        let machine = self.machine.zip(before.machine);
+        Gain {
             metrics: metrics.map(|(now, before)| now.since(before)),
             daemon: cpu(self.daemon, before.daemon),
             generator: cpu(self.generator, before.generator),
+            stolen_share: machine.and_then(|(now, before)| now.stolen_since(before)),
         }
     }
 }
@@ -304,6 +318,7 @@ impl Sides {
             metrics: self.scrape()?,
             daemon: self.pid.and_then(CpuTime::of),
             generator: CpuTime::of(Pid::this()),
+            machine: MachineTime::now(),
         })
     }
 }
@@ -381,6 +396,7 @@ fn measure(plan: &Plan, reach: &Reach, sides: &Sides) -> anyhow::Result<Findings
         warm_up_checkpoints: warm_up.and_then(|gained| gained.sum(CHECKPOINTS, "")),
         daemon_cpu: gained.daemon,
         generator_cpu: gained.generator.unwrap_or_default(),
+        stolen_share: gained.stolen_share,
         daemon_bytes_max: sides.pid.and_then(resident_bytes_max),
         elapsed,
         start: None,

@@ -15,6 +15,7 @@ use crate::disk::DiskLimits;
 use crate::environment::Environment;
 use crate::hist::{LatencySummary, micros};
 use crate::letters::Size;
+use crate::process::stolen_remark;
 use crate::schedule::Pace;
 use crate::scrape::Metrics;
 use crate::table;
@@ -120,6 +121,8 @@ pub(crate) struct Limits {
     pub(crate) of_disk: Option<f64>,
     /// Bare sockets, the same size and connections.
     pub(crate) echo_messages_per_s: Option<f64>,
+    /// The part of the processors' time that the hypervisor withheld in the window.
+    pub(crate) stolen_share: Option<f64>,
 }
 
 impl Limits {
@@ -130,6 +133,7 @@ impl Limits {
             disk_messages_per_s: disk.messages_per_s(plan.size.mean(), plan.in_flight),
             of_disk: None,
             echo_messages_per_s: echo,
+            stolen_share: None,
         }
     }
 }
@@ -150,6 +154,7 @@ impl CellReport {
         limits.of_disk = limits
             .disk_messages_per_s
             .map(|limit| messages_per_s / limit);
+        limits.stolen_share = findings.stolen_share;
         let of_message = |time: Duration| per_message(time, tally.messages_since);
         let figures = Figures {
             messages_per_s,
@@ -280,6 +285,7 @@ impl CellReport {
             remarks.extend(verification.problems.iter().cloned());
         }
         remarks.extend(self.faults.iter().cloned());
+        remarks.extend(stolen_remark(self.limits.stolen_share));
         if self.figures.capped {
             remarks.push("ended early: the cap on bytes (--mib-max) was met".to_owned());
         }
@@ -415,6 +421,7 @@ mod tests {
                 children: Duration::ZERO,
             }),
             generator_cpu: CpuTime::default(),
+            stolen_share: Some(0.0),
             daemon_bytes_max: Some(1 << 20),
             elapsed: Duration::from_secs(1),
             start: None,
@@ -455,6 +462,7 @@ mod tests {
             ("log_write_mean_us", 100.0),
             ("daemon_cpu_us_per_message", 100.0),
             ("of_disk", 0.5),
+            ("stolen_share", 0.0),
         ] {
             let got = json.get(field).and_then(serde_json::Value::as_f64).unwrap();
             assert!((got - want).abs() < 1e-6, "{field}: {got}");
@@ -495,6 +503,17 @@ mod tests {
                 "{want}"
             );
         }
+    }
+
+    #[test]
+    fn a_machine_that_was_held_is_said_and_is_no_fault_of_the_store() {
+        let report = report(|findings| findings.stolen_share = Some(0.058));
+        assert!(report.good);
+        let remarks = report.remarks();
+        assert!(
+            remarks.iter().any(|remark| remark.contains("5.8 %")),
+            "{remarks:?}"
+        );
     }
 
     /// The prose about the fields names each of them.

@@ -31,7 +31,7 @@ fn csv(reports: &[RunReport]) -> String {
     let mut text = String::from(
         "system,version,size,in_flight,round,messages_per_s,answered_per_s,p50_us,p99_us,p999_us,\
          flushes_per_message,bytes_written_per_byte,cpu_us_per_message,disk_messages_per_s,\
-         echo_messages_per_s,good\n",
+         echo_messages_per_s,stolen_share,good\n",
     );
     let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for report in reports {
@@ -52,6 +52,7 @@ fn csv(reports: &[RunReport]) -> String {
             maybe(figures.cpu_us_per_message),
             maybe(limits.disk_messages_per_s),
             maybe(limits.echo_messages_per_s),
+            maybe(limits.stolen_share),
             report.good.to_string(),
         ];
         text.push_str(&fields.join(","));

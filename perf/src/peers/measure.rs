@@ -13,7 +13,7 @@ use super::service::wait_until;
 use crate::deliver::plan::Plan;
 use crate::deliver::tally::Tally;
 use crate::deliver::verify::Verification;
-use crate::process::CpuTime;
+use crate::process::{CpuTime, MachineTime};
 
 /// What came of a run.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Findings {
     pub(crate) cpu: Duration,
     /// CPU time of the generator.
     pub(crate) generator_cpu: Duration,
+    /// The part of the processors' time that the hypervisor withheld meanwhile.
+    pub(crate) stolen_share: Option<f64>,
     /// What the device did from the first message until all were delivered.
     pub(crate) device: Option<DeviceCounts>,
     /// Bytes it wrote until the system had ended and everything was durable.
@@ -53,6 +55,7 @@ pub(crate) fn measure(
 
     let counts = device.counts();
     let (servers, own) = (running.cpu()?, own_cpu()?);
+    let machine = MachineTime::now();
     let begin = Instant::now();
     let mut tally = door.drive(&plan)?;
     let mut faults = Vec::new();
@@ -64,6 +67,7 @@ pub(crate) fn measure(
         running.cpu()?.saturating_sub(servers),
         own_cpu()?.since(own),
     );
+    let machine = MachineTime::now().zip(machine);
     let since = |before: Option<DeviceCounts>| Some(device.counts()?.since(before?));
     let loaded = since(counts);
 
@@ -82,6 +86,7 @@ pub(crate) fn measure(
         kept,
         cpu: servers + own.children,
         generator_cpu: own.own,
+        stolen_share: machine.and_then(|(now, before)| now.stolen_since(before)),
         device: loaded,
         written_bytes: since(counts).map(|counts| counts.written_bytes),
         verification,

@@ -13,6 +13,7 @@ use crate::deliver::verify::Verification;
 use crate::environment::Environment;
 use crate::hist::LatencySummary;
 use crate::letters::Size;
+use crate::process::stolen_remark;
 use crate::table;
 
 /// One line of `results/*.ndjson`.
@@ -102,6 +103,8 @@ pub(crate) struct Limits {
     pub(crate) echo_messages_per_s: Option<f64>,
     /// The run's rate divided by the nearer of both.
     pub(crate) of_nearest_limit: Option<f64>,
+    /// The part of the processors' time that the hypervisor withheld meanwhile.
+    pub(crate) stolen_share: Option<f64>,
 }
 
 impl RunReport {
@@ -117,6 +120,7 @@ impl RunReport {
         let nearest = [limits.disk_messages_per_s, limits.echo_messages_per_s];
         let nearest = nearest.into_iter().flatten().reduce(f64::min);
         limits.of_nearest_limit = nearest.map(|limit| thousandths(figures.messages_per_s / limit));
+        limits.stolen_share = findings.stolen_share.map(thousandths);
         let tally = &findings.tally;
         let good = tally.errors_count() == 0
             && tally.duplicates == 0
@@ -207,6 +211,7 @@ impl RunReport {
         }
         remarks.extend(self.verification.problems.iter().cloned());
         remarks.extend(self.faults.iter().cloned());
+        remarks.extend(stolen_remark(self.limits.stolen_share));
         let Parameters {
             system,
             size,
@@ -322,6 +327,7 @@ pub(crate) mod tests {
             kept: true,
             cpu: Duration::from_millis(2),
             generator_cpu: Duration::from_millis(1),
+            stolen_share: Some(0.002),
             device: Some(DeviceCounts {
                 flushes: 5,
                 written_bytes: 1,
@@ -350,6 +356,7 @@ pub(crate) mod tests {
             disk_messages_per_s: Some(80.0),
             echo_messages_per_s: Some(40.0),
             of_nearest_limit: None,
+            stolen_share: None,
         };
         RunReport::new(&Environment::default(), parameters, plan, findings, limits)
     }

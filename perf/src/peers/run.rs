@@ -201,6 +201,7 @@ impl Bench {
             disk_messages_per_s: disk.messages_per_s(size.mean(), in_flight),
             echo_messages_per_s: echo,
             of_nearest_limit: None,
+            stolen_share: None,
         })
     }
 
