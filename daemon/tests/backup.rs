@@ -242,6 +242,109 @@ fn one_users_mail_comes_back_once() {
     assert!(daemon.stop().success());
 }
 
+/// A node with other limits takes what it can, and what it does not take is named.
+#[test]
+fn a_message_that_the_node_refuses_stops_no_restore() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch);
+    let large = [stamped("large"), vec![b'x'; 300 << 10], b"\r\n".to_vec()].concat();
+    for message in [&stamped("one"), &large, &stamped("two")] {
+        daemon.client().deliver(&["bob@v.test"], message);
+    }
+    let copy = scratch.path("copy").display().to_string();
+    done(&scratch.data(), &["backup", &copy]);
+    assert!(daemon.stop().success());
+
+    let elsewhere = Scratch::new();
+    let mut daemon = elsewhere.start_with(&[SOCKET, "message_bytes_max=200 KiB"]);
+    daemon.node = elsewhere.data().join("run/node");
+    let words = ["restore", "bob@v.test", "--from", &copy];
+    let output = ringpost(&elsewhere.data(), &words);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        told.contains("2 restored, 0 there already, 1 REFUSED"),
+        "{told}"
+    );
+    let named = String::from_utf8(output.stderr).unwrap();
+    assert!(named.contains("INBOX, uid 2: left out"), "{named}");
+    assert_eq!(daemon.client().count("bob@v.test"), 2);
+    assert!(daemon.stop().success());
+}
+
+/// A copy of a damaged store is finished, and says so: all that is whole can be had back.
+#[test]
+fn a_damaged_store_is_copied_and_comes_back_as_it_is() {
+    let scratch = Scratch::new();
+    let data = scratch.data();
+    let daemon = start(&scratch);
+    for text in ["one", "two"] {
+        daemon.client().deliver(&["bob@v.test"], &stamped(text));
+    }
+    assert!(daemon.stop().success());
+    let segment = segments(&data).pop().unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let copy = scratch.path("copy");
+    let output = ringpost(&data, &["backup", &copy.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!copy.join("INCOMPLETE").exists());
+    let manifest = std::fs::read_to_string(copy.join("BACKUP")).unwrap();
+    assert!(manifest.contains("\"sound\": false"), "{manifest}");
+    let elsewhere = Scratch::new();
+    let daemon = start(&elsewhere);
+    let words = [
+        "restore",
+        "bob@v.test",
+        "--from",
+        &copy.display().to_string(),
+    ];
+    let output = ringpost(&elsewhere.data(), &words);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(daemon.client().count("bob@v.test"), 1);
+    assert!(daemon.stop().success());
+}
+
+/// The mbox files of a data directory.
+fn segments(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(segments(&path));
+        } else if path.extension().is_some_and(|ending| ending == "mbox") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Two nodes of two machines keep their data under the same path: what lies here is not what was asked.
+#[test]
+fn another_nodes_directory_is_not_taken_for_the_one_that_answered() {
+    let (here, there) = (Scratch::new(), Scratch::new());
+    let daemon = start(&there);
+    let moved = there.path("moved");
+    std::fs::rename(there.data(), &moved).unwrap();
+    assert!(start(&here).stop().success());
+    std::fs::rename(here.data(), there.data()).unwrap();
+    let copy = there.path("copy");
+    let output = Command::new(env!("CARGO_BIN_EXE_ringpost"))
+        .arg("--to")
+        .arg(moved.join("run/node"))
+        .arg("backup")
+        .arg(&copy)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("of another store"), "{told}");
+    assert!(!copy.join("BACKUP").exists());
+    assert!(daemon.stop().success());
+}
+
 /// Whether any file below a directory has these bytes.
 fn holds(dir: &Path, bytes: &[u8]) -> bool {
     std::fs::read_dir(dir).unwrap().any(|entry| {

@@ -328,6 +328,33 @@ fn a_tree_of_users_comes_with_folders() {
     assert_eq!(texts(&daemon, "bob", "INBOX").len(), 4);
 }
 
+/// What two sources of a user share comes once; what is passed over is named so that no terminal obeys it.
+#[test]
+fn two_sources_of_a_user_give_a_message_once() {
+    let scratch = Scratch::new();
+    let daemon = scratch.start();
+    let tree = scratch.path("tree");
+    fs::create_dir_all(tree.join("bob")).unwrap();
+    let mbox = |texts: &[&str]| -> String {
+        let one = |text: &&str| format!("{FROM_A}\n{text}\n\n");
+        texts.iter().map(one).collect()
+    };
+    fs::write(tree.join("bob/mbox"), mbox(&["a", "b", "b"])).unwrap();
+    fs::write(tree.join("bob.mbox"), mbox(&["b", "c", "a"])).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", tree.join("\x1b]0;owned\x07")).unwrap();
+    let words = ["--tree", &tree.display().to_string()];
+    for words in [&[words[0], words[1], "--dry-run"][..], &words] {
+        let (output, said) = run(&daemon, words);
+        assert!(said.contains("bob: 4 messages"), "{said}");
+        assert!(said.contains("2 already there"), "{said}");
+        let named = String::from_utf8_lossy(&output.stderr);
+        assert!(named.contains("a symbolic link is not followed"), "{named}");
+        assert!(!named.contains(['\x1b', '\x07']), "{named:?}");
+    }
+    let found = texts(&daemon, "bob", "INBOX");
+    assert_eq!(found.len(), 4, "{found:?}");
+}
+
 /// Killed anywhere, and so is the daemon: run again, everything is there once and in order.
 #[test]
 fn an_import_that_is_killed_goes_on_where_it_was() {

@@ -130,6 +130,27 @@ fn sigterm_lets_an_open_transaction_end_and_refuses_new_ones() {
     );
 }
 
+/// A client that closes behind the dot, while recipients of several cores are owed their replies, leaves
+/// nothing behind that the end would wait for.
+#[test]
+fn a_client_that_goes_while_replies_are_owed_leaves_nothing() {
+    let scratch = Scratch::new();
+    let mut daemon = scratch.start_with(&["cores=2", "drain_timeout=200 ms"]);
+    let users: Vec<String> = (0..8).map(|n| format!("user{n}@example.test")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    for _ in 0..40 {
+        let mut client = daemon.lmtp();
+        client.envelope(&users);
+        assert!(client.say("DATA").starts_with("354 "));
+        client.send(b"Subject: gone\r\n\r\ntext\r\n.\r\n");
+    }
+    until("no connection to be left", || {
+        daemon.metric("ringpost_connections{door=\"lmtp\"}") < 1.0
+    });
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
 #[test]
 fn sigterm_cuts_off_who_does_not_end() {
     let scratch = Scratch::new();

@@ -92,8 +92,11 @@ fn a_damaged_message_is_named_set_aside_and_the_rest_is_served() {
     let planned = ringpost(&data, &["repair", "--dry-run"]);
     assert_eq!(planned.status.code(), Some(1), "{planned:?}");
     assert_eq!(files(&data), before, "a dry run changes nothing");
+    // As in a copy: a daemon that starts meanwhile would make it.
+    std::fs::remove_file(data.join("LOCK")).unwrap();
     let repaired = ringpost(&data, &["repair"]);
     assert_eq!(repaired.status.code(), Some(1), "{repaired:?}");
+    assert!(data.join("LOCK").exists(), "a repair holds the lock");
     let lost = |output: &Output| -> Vec<String> {
         let lost = said(output);
         let lost = lost.lines().filter(|line| line.starts_with("LOST: "));

@@ -452,7 +452,8 @@ pub enum Dedupe {
     /// The caller made the id and looks for it among the guids of the mailbox; what it cannot see
     /// there are appends that were under way when its connection ended. The last
     /// `limits::RECENT_ENTRIES` of these are remembered, in memory only: a restart leaves nothing
-    /// under way. Ids of deliveries are not pushed out by them.
+    /// under way. Ids of deliveries are not pushed out by them. One that was expunged or moved since is
+    /// stored again, as long as the mailbox's index is in memory, as it is when it was just looked at.
     Recent,
     /// Held mail is handed back: as `Yes`, and looked for among the guids of all of the user's
     /// mailboxes, so that no age makes a second copy of what is still there.

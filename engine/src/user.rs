@@ -9,7 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ringpost_netproto::id::{PartitionId, UserHash};
+use ringpost_netproto::id::{MailboxId, PartitionId, Uid, UserHash};
 use ringpost_netproto::placement::UserKey;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -29,6 +29,17 @@ pub(crate) struct Live {
     pub(crate) tail: Tail,
     /// Only while somebody reads.
     pub(crate) index: Option<Index>,
+}
+
+impl Live {
+    /// Whether a message that readers could see is not there any more; no if nobody knows, since the index
+    /// is not in memory.
+    pub(crate) fn has_lost(&self, mailbox: MailboxId, uid: Uid) -> bool {
+        let tail = self.tail.mailbox(mailbox);
+        let shown = tail.is_some_and(|tail| uid.value() < tail.uidnext_visible);
+        let index = self.index.as_ref();
+        shown && index.is_some_and(|index| index.find(mailbox, uid).is_none())
+    }
 }
 
 #[derive(Debug)]

@@ -88,6 +88,38 @@ fn an_append_with_a_recent_id_is_stored_once() {
     assert!(matches!(outcome(delivered), Outcome::Duplicate { .. }));
 }
 
+/// Whoever makes ids asks for a message because it did not see it: one that was expunged or moved in the
+/// meantime is stored again, and not answered as there.
+#[test]
+fn an_append_whose_message_went_is_stored_again() {
+    let mut bench = filled(1);
+    let drafts = bench.create("bob", "Drafts").unwrap();
+    let text = message(7, 150);
+    let append = |bench: &mut Bench, number| {
+        let how = (QuotaLimits::default(), Dedupe::Recent);
+        let to = ("bob", drafts);
+        let ticket = bench.client_append_of(to, (number, &text), Flags::default(), how);
+        bench.settle();
+        bench.outcomes(ticket).remove(0)
+    };
+    for number in [7, 8, 9] {
+        let outcome = append(&mut bench, number);
+        assert!(matches!(outcome, Outcome::Stored { .. }), "{outcome:?}");
+    }
+    bench.expunge("bob", drafts, uids(&[2])).unwrap();
+    // As the caller did: it reads the index.
+    assert_eq!(bench.list_of("bob", drafts).unwrap().entries.len(), 2);
+    let again = append(&mut bench, 8);
+    assert!(
+        matches!(again, Outcome::Stored { uid, .. } if uid.value() == 4),
+        "{again:?}"
+    );
+    for number in [7, 8, 9] {
+        let outcome = append(&mut bench, number);
+        assert!(matches!(outcome, Outcome::Duplicate { .. }), "{outcome:?}");
+    }
+}
+
 #[test]
 fn the_change_feed_tells_what_came_changed_and_went() {
     let mut bench = filled(6);

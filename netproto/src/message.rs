@@ -113,7 +113,11 @@ pub(crate) fn bounded_text(text: &str) -> &str {
 /// Text of a peer for a log or a terminal: of its first `TEXT_BYTES_MAX` bytes, control characters
 /// and what is not UTF-8 are escaped.
 pub fn printable(text: &[u8]) -> String {
-    let text = clip(text, TEXT_BYTES_MAX);
+    escaped(clip(text, TEXT_BYTES_MAX))
+}
+
+/// The same of all of a text, however long: for lines with names that strangers gave.
+pub fn escaped(text: &[u8]) -> String {
     let mut out = String::with_capacity(text.len());
     for chunk in text.utf8_chunks() {
         for character in chunk.valid().chars() {

@@ -98,7 +98,8 @@ pub(super) fn content_length(header: &[u8]) -> Option<usize> {
 /// Takes the file's fields out of `mail.bytes` and their meaning into its flags and keywords.
 pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
     let mut drop: Vec<(usize, usize)> = Vec::new();
-    let mut kind = Kind::Message;
+    // Anybody can send a message with one of them.
+    let mut marks = (false, false);
     let mut length_at = None;
     let mut words: Vec<String> = Vec::new();
     let mut flags = 0;
@@ -115,11 +116,9 @@ pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
             drop.push(place);
         } else if named("X-UID") || named("X-IMAP") || named("X-IMAPbase") {
             drop.push(place);
-            if named("X-IMAP") {
-                kind = Kind::Folder;
-            }
-        } else if named("Subject") && value.ends_with(b"FOLDER INTERNAL DATA") {
-            kind = Kind::Folder;
+            marks.0 |= !named("X-UID");
+        } else if named("Subject") {
+            marks.1 |= value.ends_with(b"FOLDER INTERNAL DATA");
         } else if named("Content-Length") {
             length_at = Some(place);
         }
@@ -136,7 +135,11 @@ pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
     for word in words {
         add_keyword(mail, word);
     }
-    kind
+    if marks == (true, true) {
+        Kind::Folder
+    } else {
+        Kind::Message
+    }
 }
 
 /// Adds a keyword that the message does not have yet; case does not tell them apart.
@@ -198,6 +201,13 @@ mod tests {
     fn data_of_a_folder_is_no_mail() {
         let text = b"From: MAILER-DAEMON\nSubject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\nX-IMAP: 1 2\n\nx\n";
         assert_eq!(taken(text, Lengths::OfTheMessage).1, Kind::Folder);
+        for text in [
+            &b"Subject: Re: FOLDER INTERNAL DATA\n\nx\n"[..],
+            b"X-IMAP: 1 2\nSubject: hello\n\nx\n",
+            b"Subject: FOLDER INTERNAL DATA\nX-UID: 1\n\nx\n",
+        ] {
+            assert_eq!(taken(text, Lengths::OfTheMessage).1, Kind::Message);
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct Mbox<R> {
     window: Window<R>,
     flavour: Flavour,
     bytes_max: usize,
+    /// Messages passed.
+    passed: u64,
 }
 
 /// A message while its lines come.
@@ -81,6 +83,7 @@ impl<R: Read> Mbox<R> {
             window: Window::new(input),
             flavour,
             bytes_max: MESSAGE_BYTES_MAX,
+            passed: 0,
         }
     }
 
@@ -115,6 +118,7 @@ impl<R: Read> Mbox<R> {
         let Some((offset, from)) = self.begin()? else {
             return Ok(None);
         };
+        self.passed += 1;
         let mut body = self.header()?;
         let by_length = self.flavour.has_lengths() && self.by_length(&mut body)?;
         if !by_length {
@@ -139,8 +143,9 @@ impl<R: Read> Mbox<R> {
             Lengths::OfTheMessage
         };
         Ok(Some(match take(&mut mail, lengths) {
-            Kind::Message => (offset, Item::Mail(mail)),
-            Kind::Folder => (offset, Item::FolderData),
+            // Programs put it first; further down it is somebody's mail.
+            Kind::Folder if self.passed == 1 => (offset, Item::FolderData),
+            Kind::Folder | Kind::Message => (offset, Item::Mail(mail)),
         }))
     }
 

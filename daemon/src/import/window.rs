@@ -124,7 +124,7 @@ impl<R: Read> Window<R> {
             if ended || rest.len() >= LINE_BYTES_MAX {
                 return Ok(Line {
                     len: rest.len(),
-                    whole: ended,
+                    whole: ended && at + rest.len() == here,
                 });
             }
             look *= 4;

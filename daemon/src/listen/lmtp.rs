@@ -280,6 +280,8 @@ impl Session for LmtpDoor {
     fn lost(&self) {
         self.abandon();
         self.tag.set(self.tag.get() + 1);
+        // Replies may be owed still. Nobody takes them, and nobody will say that reading goes on.
+        self.input_ended.set(true);
     }
 }
 

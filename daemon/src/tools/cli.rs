@@ -21,6 +21,7 @@ use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::path::Path;
 
 use clap::Parser as _;
+use ringpost_netproto::message::escaped;
 
 use self::node::{Mail, Node, Source};
 pub use self::options::Options;
@@ -207,6 +208,8 @@ fn read(command: &Command, mail: &mut dyn Mail, output: &mut Output) -> Result<C
 
 /// One line on standard error, if there is one.
 fn tell(code: Code, line: &str) -> Code {
-    drop(writeln!(io::stderr(), "ringpost: {line}"));
+    // There may be names in it that strangers gave.
+    let line = format!("ringpost: {line}");
+    drop(writeln!(io::stderr(), "{}", escaped(line.as_bytes())));
     code
 }

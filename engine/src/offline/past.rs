@@ -108,7 +108,7 @@ struct Notes {
 impl<'a> Offline<'a> {
     /// The user of a canonical name as it was at `until`: this directory is a backup that had ended by
     /// then, `node` the data directory of the node, which may go on. `progress` is called after each
-    /// log.
+    /// log, and for each file of it.
     ///
     /// The result says nothing of where the logs end: whoever asks for a moment that has not come gets
     /// what there is.
@@ -134,13 +134,16 @@ impl<'a> Offline<'a> {
         for (done, log_id) in (1..).zip(logs) {
             let from = self.log_start(log_id)?;
             let walker = Walker::new(node, (store.store, log_id), from);
-            notes.take_log(walker, log_id, &key, until)?;
-            progress(Progress {
-                done,
-                of,
-                messages: 0,
-                bytes: 0,
-            });
+            let mut say = |done| {
+                progress(Progress {
+                    done,
+                    of,
+                    messages: 0,
+                    bytes: 0,
+                });
+            };
+            notes.take_log(walker, log_id, (&key, until), &mut || say(done - 1))?;
+            say(done);
         }
         let mut user = match self.user(name) {
             Ok(user) => user,
@@ -227,14 +230,17 @@ impl Notes {
         &mut self,
         mut walker: Walker<'_>,
         log_id: u32,
-        key: &UserKey,
-        until: WallNs,
+        (key, until): (&UserKey, WallNs),
+        next_file: &mut dyn FnMut(),
     ) -> Result<(), PastError> {
         let mut file = None;
         loop {
             match walker.step()? {
                 Step::End => return Ok(()),
-                Step::File { header, .. } => file = Some(header),
+                Step::File { header, .. } => {
+                    next_file();
+                    file = Some(header);
+                }
                 Step::Frame { frame, .. } if frame.wall > until => return Ok(()),
                 Step::Frame {
                     frame,

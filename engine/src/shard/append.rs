@@ -567,11 +567,14 @@ impl<I: Io> Shard<I> {
             }
         }
         let duplicate = |uid| duplicate_in(recipient.mailbox, uid);
+        let lost =
+            |uid| recipient.dedupe == Dedupe::Recent && live.has_lost(recipient.mailbox, uid);
         match window.find(&key, shown, seconds(now.wall)) {
-            Seen::Durable(uid) => duplicate(uid),
+            Seen::Durable(uid) if !lost(uid) => duplicate(uid),
             Seen::InFlight(uid) if canary::on(Canary::DuplicateInFlight) => duplicate(uid),
             Seen::InFlight(uid) => Decision::WithFirst(uid),
-            Seen::OtherContent | Seen::No => {
+            // Whoever made the id of one that is lost looked for it and did not find it.
+            Seen::Durable(_) | Seen::OtherContent | Seen::No => {
                 let same = |earlier: &&usize| {
                     append.users.get(**earlier) == Some(&user_index)
                         && group.recipients.get(**earlier).is_some_and(|other| {

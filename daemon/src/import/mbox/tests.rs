@@ -61,9 +61,16 @@ fn lengths_are_taken_where_they_are_right() {
 
 #[test]
 fn a_message_has_date_sender_flags_and_place() {
-    let file = format!("\n{FROM_A}Subject: x\r\nStatus: RO\r\n\r\nb\r\n\r\n{FROM_A}X-IMAP: 1\n\n");
+    let data = format!("{FROM_A}Subject: FOLDER INTERNAL DATA\nX-IMAP: 1\n\n\n");
+    let mail = format!("{FROM_A}Subject: x\r\nStatus: RO\r\n\r\nb\r\n\r\n");
+    let file = format!("\n{data}{mail}{data}");
     let found = items(file.as_bytes(), Flavour::Mboxrd).unwrap();
-    let [(1, Item::Mail(mail)), (_, Item::FolderData)] = &found[..] else {
+    let [
+        (1, Item::FolderData),
+        (_, Item::Mail(mail)),
+        (_, Item::Mail(_)),
+    ] = &found[..]
+    else {
         panic!("{found:?}");
     };
     assert_eq!(mail.bytes, b"Subject: x\r\n\r\nb\r\n");
@@ -83,6 +90,27 @@ fn what_is_no_mbox_is_named_with_its_place() {
     }
     assert!(items(b"", Flavour::Mboxrd).unwrap().is_empty());
     assert!(items(b"\n\n", Flavour::Mboxrd).unwrap().is_empty());
+}
+
+/// A line that is longer than is looked at is one line, up to the last byte of the file.
+#[test]
+fn the_end_of_a_long_line_is_no_line() {
+    for tail in [
+        format!("{FROM_A}Subject: forged\n"),
+        ">From y\n".to_owned(),
+        "From y".to_owned(),
+    ] {
+        for filled in [65_535, 65_536, 65_537, 131_072, 200_000] {
+            let body = format!("Subject: x\n\n{}{tail}", "x".repeat(filled));
+            let file = format!("{FROM_A}{body}");
+            let found = texts(file.as_bytes(), Flavour::Mboxrd);
+            assert!(
+                found == [body.as_bytes()],
+                "{filled}, {tail}: {}",
+                found.len()
+            );
+        }
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringpost_engine::backup::{BackupError, Copier, Copy, LiveTree, Next, Progress};
 use ringpost_engine::check::{DirTree, Level, Report, check_at};
+use ringpost_engine::format::store_file::StoreFile;
 use ringpost_engine::position::Lsn;
 use ringpost_engine::request::MonotonicNs;
 use ringpost_netproto::frame::Status;
@@ -102,6 +103,7 @@ impl Source {
                 data.display()
             )));
         }
+        refuse_other_store(&data, &node)?;
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)
             .map_err(|error| Failure::Said(format!("no random number for the backup: {error}")))?;
@@ -173,6 +175,22 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// What lies here may be another node's, under the same name as on the one that was asked.
+fn refuse_other_store(data: &Path, node: &Node) -> Result<(), Failure> {
+    let path = data.join("STORE");
+    let bytes = std::fs::read(&path).map_err(|error| failed(&path, &error))?;
+    let here = StoreFile::decode(&bytes)
+        .map_err(|reason| Failure::Said(format!("{}: {reason}", path.display())))?;
+    if here.store.bytes() == node.store_key() {
+        return Ok(());
+    }
+    Err(Failure::Said(format!(
+        "{} is not the data directory of the node that answered, but of another store: a backup is made on \
+         the node's machine",
+        data.display()
+    )))
 }
 
 fn not_held(error: &ClientError) -> Failure {
@@ -259,13 +277,13 @@ fn make<'a>(
         report: verified(to, verify),
         span,
     };
-    if made.report.is_sound() {
-        let mut manifest = manifest(&made);
-        if let Some(manifest) = manifest.as_object_mut() {
-            manifest.insert("verified".to_owned(), json!(level(verify)));
-        }
-        target.finish(MANIFEST, format!("{manifest:#}\n").as_bytes())?;
+    // A copy of a damaged store is whole as a copy: all else can be had back from it.
+    let mut manifest = manifest(&made);
+    if let Some(manifest) = manifest.as_object_mut() {
+        manifest.insert("verified".to_owned(), json!(level(verify)));
+        manifest.insert("sound".to_owned(), json!(made.report.is_sound()));
     }
+    target.finish(MANIFEST, format!("{manifest:#}\n").as_bytes())?;
     Ok(made)
 }
 

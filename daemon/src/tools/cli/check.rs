@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -91,28 +92,38 @@ pub(super) enum Hold {
 }
 
 /// Two checks may run, a check and a daemon may not, a repair and anything else may not. A copy without
-/// the lock's file is nobody's.
+/// the lock's file is nobody's: it may be read, and who changes it makes the file.
 pub(super) fn lock(data: &Path, hold: Hold, advice: &str) -> Result<Option<Flock<File>>, Failure> {
     let failed =
         |name: &str, why: &str| Failure::Said(format!("{}: {why}", data.join(name).display()));
-    if let Err(error) = std::fs::metadata(data.join(STORE)) {
-        return Err(match error.kind() {
-            ErrorKind::NotFound if data.join("log").is_dir() && data.join("p").is_dir() => {
-                Failure::Said(format!(
-                    "{} has lost its {STORE} file, and nothing else has what is in it (the key of the \
-                     users' directories): take it from a backup of this directory",
-                    data.display()
-                ))
-            }
-            ErrorKind::NotFound => Failure::Said(format!(
-                "{} is not a data directory of Ringpost: it has no {STORE} file",
+    let store = std::fs::metadata(data.join(STORE)).map_err(|error| match error.kind() {
+        ErrorKind::NotFound if data.join("log").is_dir() && data.join("p").is_dir() => {
+            Failure::Said(format!(
+                "{} has lost its {STORE} file, and nothing else has what is in it (the key of the \
+                 users' directories): take it from a backup of this directory",
                 data.display()
-            )),
-            _ => failed(STORE, &plain(&error)),
-        });
+            ))
+        }
+        ErrorKind::NotFound => Failure::Said(format!(
+            "{} is not a data directory of Ringpost: it has no {STORE} file",
+            data.display()
+        )),
+        _ => failed(STORE, &plain(&error)),
+    })?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if hold == Hold::Alone {
+        // A copy has none; but a daemon that starts meanwhile would make one.
+        options.write(true).create(true).mode(0o600);
     }
-    let file = match OpenOptions::new().read(true).open(data.join(LOCK)) {
-        Ok(file) => file,
+    let file = match options.open(data.join(LOCK)) {
+        Ok(file) => {
+            if hold == Hold::Alone {
+                // The daemon's, also if root made it. Only root can say so, and need not for others.
+                fchown(&file, Some(store.uid()), Some(store.gid())).ok();
+            }
+            file
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(LOCK, &plain(&error))),
     };

@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ringpost_netproto::frame::{Status, Verdict};
 use ringpost_netproto::id::Guid;
 use ringpost_netproto::message::append::{AppendRequest, Missing};
-use ringpost_netproto::message::{MailboxRef, printable};
+use ringpost_netproto::message::{MailboxRef, escaped};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 use self::report::Tally;
@@ -67,6 +67,7 @@ pub fn import(global: &Global, options: &Options, output: &mut Output) -> Result
             user,
             key,
             existing,
+            taken: Vec::new(),
             equal: BTreeMap::new(),
             flavour: options.mbox_flavour,
             bar: progress(),
@@ -107,6 +108,14 @@ struct Place {
     offset: Option<u64>,
 }
 
+/// A message on its way.
+#[derive(Clone, Debug)]
+struct Offered {
+    place: Place,
+    bytes: u64,
+    id: u128,
+}
+
 /// The import of one user.
 struct Import<'a> {
     /// `None` in a dry run.
@@ -116,10 +125,12 @@ struct Import<'a> {
     key: [u8; 16],
     /// Guids that the user has, ascending.
     existing: Vec<u128>,
+    /// Ids of what was taken out of the source at hand: it may be in the next one too.
+    taken: Vec<u128>,
     /// How often each content came in the source at hand.
     equal: BTreeMap<u128, u32>,
     flavour: MboxFlavour,
-    appends: Appends<(Place, u64)>,
+    appends: Appends<Offered>,
     bar: ProgressBar,
     tally: Tally,
     /// The node takes nothing for this user.
@@ -129,6 +140,8 @@ struct Import<'a> {
 impl Import<'_> {
     fn source(&mut self, source: &Source) -> Result<(), Failure> {
         self.equal.clear();
+        self.existing.append(&mut self.taken);
+        self.existing.sort_unstable();
         self.bar
             .set_prefix(format!("{} {}", self.user, source.folder));
         let path: Rc<Path> = Rc::from(source.path.as_path());
@@ -278,6 +291,7 @@ impl Import<'_> {
         }
         let Some(node) = &mut self.node else {
             self.tally.count(len);
+            self.taken.push(id);
             return Ok(());
         };
         let request = AppendRequest {
@@ -293,9 +307,12 @@ impl Import<'_> {
             size_hint: Some(len),
         };
         let body = Bytes::from(mail.bytes);
-        let sent = self
-            .appends
-            .push(node.client_mut(), (place, len), request, body);
+        let offered = Offered {
+            place,
+            bytes: len,
+            id,
+        };
+        let sent = self.appends.push(node.client_mut(), offered, request, body);
         sent.map_err(interrupted)?;
         self.settle()
     }
@@ -313,15 +330,21 @@ impl Import<'_> {
     fn settle(&mut self) -> Result<(), Failure> {
         for answer in self.appends.take_done() {
             match answer {
-                Ok(((_, len), reply)) if reply.status == Status::Ok => self.tally.count(len),
-                Ok(_) => self.tally.there += 1,
+                Ok((offered, reply)) => {
+                    self.taken.push(offered.id);
+                    if reply.status == Status::Ok {
+                        self.tally.count(offered.bytes);
+                    } else {
+                        self.tally.there += 1;
+                    }
+                }
                 Err(undone) => self.undone(undone)?,
             }
         }
         Ok(())
     }
 
-    fn undone(&mut self, undone: Undone<(Place, u64)>) -> Result<(), Failure> {
+    fn undone(&mut self, undone: Undone<Offered>) -> Result<(), Failure> {
         let Undone { sent, status, text } = undone;
         match status {
             Status::Lost | Status::Stopping => Err(Failure::Said(format!(
@@ -341,7 +364,7 @@ impl Import<'_> {
             }
             Status::NoUser | Status::Unsupported => {
                 if !self.stopped {
-                    self.left_out(&sent.tag.0, &format!("{text} ({status})"));
+                    self.left_out(&sent.tag.place, &format!("{text} ({status})"));
                 }
                 self.stopped = true;
                 Ok(())
@@ -351,7 +374,7 @@ impl Import<'_> {
                     Verdict::Later => "; run it again later",
                     Verdict::Done | Verdict::Never => "",
                 };
-                self.left_out(&sent.tag.0, &format!("{text} ({status}){hint}"));
+                self.left_out(&sent.tag.place, &format!("{text} ({status}){hint}"));
                 Ok(())
             }
         }
@@ -384,7 +407,7 @@ impl Import<'_> {
             None => format!("ringpost: {path}: left out: {why}"),
         };
         self.bar
-            .suspend(|| drop(writeln!(io::stderr(), "{}", printable(line.as_bytes()))));
+            .suspend(|| drop(writeln!(io::stderr(), "{}", escaped(line.as_bytes()))));
     }
 }
 

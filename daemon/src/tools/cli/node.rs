@@ -151,18 +151,11 @@ impl Node {
         &mut self.client
     }
 
-    /// Appends a message.
-    pub fn append(
-        &mut self,
-        user: &OsStr,
-        request: &AppendRequest,
-        body: &Bytes,
-    ) -> Result<(), Failure> {
+    /// Appends a message; the status says whether it was there already.
+    pub fn append(&mut self, request: &AppendRequest, body: &Bytes) -> Result<Status, ClientError> {
         let deadline = self.deadline();
-        self.client
-            .append(request, body, deadline)
-            .map(|_reply| ())
-            .map_err(|error| refused(&error, user, Some(&request.mailbox)))
+        let reply = self.client.append(request, body, deadline)?;
+        Ok(reply.status)
     }
 
     /// The guids in a mailbox; none if there is no such user or mailbox.

@@ -8,6 +8,8 @@ use std::fs::DirEntry;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use ringpost_netproto::message::escaped;
+
 use super::super::Failure;
 use super::super::options::{Format, Import as Options};
 use super::{said, stdin_path};
@@ -145,6 +147,8 @@ fn mboxes(path: &Path, folder: &str, depth: usize, out: &mut Vec<Source>) -> Res
             });
         } else if kind.is_dir() && depth < DEPTH_MAX {
             mboxes(&entry.path(), &into, depth + 1, out)?;
+        } else if kind.is_dir() {
+            complain(&entry.path(), "it lies too deep");
         }
     }
     Ok(())
@@ -268,9 +272,7 @@ fn named(entry: &DirEntry) -> Option<(String, std::fs::FileType)> {
 }
 
 fn complain(path: &Path, why: &str) {
-    drop(writeln!(
-        io::stderr(),
-        "ringpost: {}: passed over: {why}",
-        path.display()
-    ));
+    // Whoever named it may not be whose terminal this is.
+    let line = format!("ringpost: {}: passed over: {why}", path.display());
+    drop(writeln!(io::stderr(), "{}", escaped(line.as_bytes())));
 }

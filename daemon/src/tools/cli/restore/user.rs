@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,19 +19,24 @@ use ringpost_engine::backup::LiveTree;
 use ringpost_engine::check::DirTree;
 use ringpost_engine::offline::{Offline, OfflineUser};
 use ringpost_engine::request::{ListEntry, MailboxStatus, More};
+use ringpost_netproto::frame::Status;
 use ringpost_netproto::limits::LIST_ENTRIES_MAX;
-use ringpost_netproto::message::MailboxRef;
 use ringpost_netproto::message::append::{AppendRequest, Missing};
+use ringpost_netproto::message::{MailboxRef, escaped};
 use serde_json::json;
 
 use super::moment;
+use crate::client::{Deadline, pause};
 use crate::exit::Code;
 use crate::tools::cli::backup::{Source, refuse_incomplete, user_of};
 use crate::tools::cli::check::Bar;
-use crate::tools::cli::node::{Node, bytes};
+use crate::tools::cli::node::{Node, bytes, refused};
 use crate::tools::cli::options::Global;
 use crate::tools::cli::show::json as print_json;
 use crate::tools::cli::{Failure, Form, Output};
+
+/// So long a message is offered to a node that is busy.
+const BUSY: Duration = Duration::from_mins(1);
 
 /// Counts of one mailbox.
 #[derive(Clone, Copy, Default)]
@@ -38,6 +44,7 @@ struct Counts {
     restored: u64,
     there: u64,
     damaged: u64,
+    refused: u64,
 }
 
 /// Whose mail, and into which mailboxes.
@@ -68,22 +75,30 @@ pub fn user(
     if let Some(at) = at {
         moment::refuse_younger(from, at)?;
     }
-    let mut node = Node::connect(global)?;
-    let held = at.map(|at| Ok::<_, Failure>((Source::open(global)?, at)));
-    let mut held = held.transpose()?;
-    let live = held
-        .as_ref()
-        .map(|(source, _)| LiveTree::new(source.data()));
+    // Nobody reads for minutes to be told that no node runs.
+    drop(Node::connect(global)?);
+    let mut held = at.map(|_| Source::open(global)).transpose()?;
+    let live = held.as_ref().map(|source| LiveTree::new(source.data()));
     let tree = DirTree::new(from);
+    // The node holds its files only as long as it hears of us.
+    let mut lost = None;
+    let mut tick = |bar: &Bar, progress| {
+        bar.show(progress);
+        if let Some(source) = &mut held
+            && let Err(failure) = source.tick()
+        {
+            lost.get_or_insert(failure);
+        }
+    };
     let bar = Bar::new();
-    let offline = Offline::open(&tree, &mut |progress| bar.show(progress));
+    let offline = Offline::open(&tree, &mut |progress| tick(&bar, progress));
     bar.end();
     let offline = offline.map_err(|error| said(from, &error))?;
-    let found = match (&live, &held) {
-        (Some(live), Some((_, at))) => {
+    let found = match (&live, at) {
+        (Some(live), Some(at)) => {
             let bar = Bar::new();
-            let found = offline.user_at(user.as_bytes(), (live, *at), &mut |progress| {
-                bar.show(progress);
+            let found = offline.user_at(user.as_bytes(), (live, at), &mut |progress| {
+                tick(&bar, progress);
             });
             bar.end();
             found.map_err(|error| said(from, &error))?
@@ -92,35 +107,23 @@ pub fn user(
             .user(user.as_bytes())
             .map_err(|error| said(from, &error))?,
     };
-    let mailboxes = found.mailboxes();
-    let count = mailboxes.iter().map(|m| u64::from(m.messages_count)).sum();
-    let bar = ProgressBar::new(count);
-    if let Ok(style) = ProgressStyle::with_template("{pos} of {len} messages {wide_bar} {eta} left")
-    {
-        bar.set_style(style);
+    if let Some(failure) = lost {
+        return Err(failure);
     }
-    let mut restore = Restore {
+    // Only now: a node ends a connection that says nothing for minutes.
+    let mut node = Node::connect(global)?;
+    let left_out = Restore {
         node: &mut node,
         found: &found,
         user,
-        bar: &bar,
-        held: held.as_mut().map(|(source, _)| source),
-    };
-    let mut damaged = 0;
-    for mailbox in &mailboxes {
-        let name = match folder {
-            Some(folder) => [folder.as_bytes(), b"/", mailbox.name.as_bytes()].concat(),
-            None => mailbox.name.clone().into_bytes(),
-        };
-        let counts = restore.mailbox(mailbox, &Bytes::from(name.clone()))?;
-        damaged += counts.damaged;
-        say(&name, counts, output)?;
+        bar: &ProgressBar::new(0),
+        held: held.as_mut(),
     }
-    bar.finish_and_clear();
-    if let Some((source, _)) = held {
+    .all(folder, output)?;
+    if let Some(source) = held {
         source.let_go()?;
     }
-    let whole = damaged == 0 && offline.damages().is_empty();
+    let whole = left_out == 0 && offline.damages().is_empty();
     Ok(if whole { Code::Done } else { Code::Failed })
 }
 
@@ -146,6 +149,7 @@ fn say(name: &[u8], counts: Counts, output: &mut Output) -> Result<(), Failure> 
         restored,
         there,
         damaged,
+        refused,
     } = counts;
     if output.form == Form::Json {
         return print_json(
@@ -155,6 +159,7 @@ fn say(name: &[u8], counts: Counts, output: &mut Output) -> Result<(), Failure> 
                 "restored": restored,
                 "there_already": there,
                 "damaged": damaged,
+                "refused": refused,
             }),
         );
     }
@@ -164,6 +169,9 @@ fn say(name: &[u8], counts: Counts, output: &mut Output) -> Result<(), Failure> 
     )?;
     if damaged > 0 {
         write!(output.writer, ", {damaged} DAMAGED in the backup")?;
+    }
+    if refused > 0 {
+        write!(output.writer, ", {refused} REFUSED by the node")?;
     }
     writeln!(output.writer)?;
     Ok(())
@@ -179,6 +187,29 @@ struct Restore<'a> {
 }
 
 impl Restore<'_> {
+    /// Every mailbox; how many messages are not where they should be now.
+    fn all(&mut self, folder: Option<&OsStr>, output: &mut Output) -> Result<u64, Failure> {
+        let mailboxes = self.found.mailboxes();
+        let count = mailboxes.iter().map(|m| u64::from(m.messages_count)).sum();
+        self.bar.set_length(count);
+        let template = "{pos} of {len} messages {wide_bar} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        let mut left_out = 0;
+        for mailbox in &mailboxes {
+            let name = match folder {
+                Some(folder) => [folder.as_bytes(), b"/", mailbox.name.as_bytes()].concat(),
+                None => mailbox.name.clone().into_bytes(),
+            };
+            let counts = self.mailbox(mailbox, &Bytes::from(name.clone()))?;
+            left_out += counts.damaged + counts.refused;
+            say(&name, counts, output)?;
+        }
+        self.bar.finish_and_clear();
+        Ok(left_out)
+    }
+
     fn mailbox(&mut self, mailbox: &MailboxStatus, name: &Bytes) -> Result<Counts, Failure> {
         let to = MailboxRef::Name(name.clone());
         let mut there = self.node.guids_in(self.user, &to)?;
@@ -223,19 +254,13 @@ impl Restore<'_> {
             });
         if let Err(error) = fetched {
             counts.damaged += 1;
-            let line = format!(
-                "ringpost: {}, uid {}: left out: {error}",
-                mailbox.name,
-                entry.uid.value()
-            );
-            // Whoever closed standard error does not want to know.
-            drop(writeln!(std::io::stderr(), "{line}"));
+            left_out(mailbox, entry, &error);
             return Ok(());
         }
         let is_set = |bit: &usize| entry.keywords >> bit & 1 == 1;
         let keywords = mailbox.keywords.iter().enumerate();
         let keywords = keywords.filter(|(bit, _)| is_set(bit));
-        let request = AppendRequest {
+        let mut request = AppendRequest {
             user: bytes(self.user),
             mailbox: to.clone(),
             missing: Missing::Create,
@@ -249,11 +274,36 @@ impl Restore<'_> {
             deadline_ms: 0,
             size_hint: u64::try_from(message.len()).ok(),
         };
-        self.node
-            .append(self.user, &request, &Bytes::from(message))?;
-        counts.restored += 1;
+        let message = Bytes::from(message);
+        let patience = Deadline::after(BUSY);
+        loop {
+            match self.node.append(&request, &message) {
+                Ok(Status::OkDuplicate) => counts.there += 1,
+                Ok(_) => counts.restored += 1,
+                // A mailbox has 64 keywords; the message is worth more than they.
+                Err(error) if error.status() == Status::Invalid && !request.keywords.is_empty() => {
+                    request.keywords.clear();
+                    continue;
+                }
+                Err(error) if error.status() == Status::Busy && pause(patience).is_ok() => continue,
+                Err(error) if [Status::TooBig, Status::Invalid].contains(&error.status()) => {
+                    counts.refused += 1;
+                    left_out(mailbox, entry, &error);
+                }
+                Err(error) => return Err(refused(&error, self.user, Some(to))),
+            }
+            break;
+        }
         Ok(())
     }
+}
+
+/// Says which message is not restored, and why.
+fn left_out(mailbox: &MailboxStatus, entry: &ListEntry, why: &dyn std::fmt::Display) {
+    let uid = entry.uid.value();
+    let line = format!("ringpost: {}, uid {uid}: left out: {why}", mailbox.name);
+    // Whoever closed standard error does not want to know.
+    drop(writeln!(std::io::stderr(), "{}", escaped(line.as_bytes())));
 }
 
 /// Guids of messages.
