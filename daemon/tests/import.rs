@@ -355,6 +355,35 @@ fn two_sources_of_a_user_give_a_message_once() {
     assert_eq!(found.len(), 4, "{found:?}");
 }
 
+/// What may be mail and is not read is named, and the exit code says that something is missing.
+#[test]
+fn what_is_passed_over_is_named_and_counts() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let scratch = Scratch::new();
+    let daemon = scratch.start();
+    let tree = scratch.path("tree");
+    let bob = tree.join("bob/Maildir");
+    maildir(&bob, &[("cur/1600000000.a:2,S", "a")]);
+    let words = ["--tree", &tree.display().to_string()];
+    import(&daemon, &words);
+    let odd = std::ffi::OsStr::from_bytes(b".caf\xe9");
+    for (path, why) in [
+        (bob.join(odd), "not UTF-8"),
+        (tree.join("ann/mdbox"), "no mail is recognised in it"),
+        (tree.join("v.test/eve/dbox"), "no mail is recognised in it"),
+    ] {
+        fs::create_dir_all(path.join("cur")).unwrap();
+        let (output, said) = run(&daemon, &words);
+        assert_eq!(output.status.code(), Some(1), "{path:?}: {said}");
+        let named = String::from_utf8_lossy(&output.stderr);
+        assert!(named.contains(why), "{path:?}: {named}");
+        let top = path.strip_prefix(&tree).unwrap().iter().next().unwrap();
+        let below = if top == "bob" { path } else { tree.join(top) };
+        fs::remove_dir_all(below).unwrap();
+    }
+    import(&daemon, &words);
+}
+
 /// Killed anywhere, and so is the daemon: run again, everything is there once and in order.
 #[test]
 fn an_import_that_is_killed_goes_on_where_it_was() {

@@ -21,6 +21,9 @@ use ringpost_engine::request::is_keyword;
 use super::bookkeeping::add_keyword;
 use super::{MESSAGE_BYTES_MAX, Mail, date_of, names};
 
+/// Why a link is passed over.
+pub const SYMBOLIC_LINK: &str = "a symbolic link is not followed";
+
 /// Nested folders are followed so deep.
 const DEPTH_MAX: usize = 16;
 
@@ -99,7 +102,7 @@ fn look(path: &Path, name: Option<&str>, depth: usize, tree: &mut Tree) -> io::R
         let kind = entry.file_type()?;
         let below = entry.path();
         if kind.is_symlink() {
-            tree.passed.push((below, "a symbolic link is not followed"));
+            tree.passed.push((below, SYMBOLIC_LINK));
             continue;
         }
         if !kind.is_dir() {

@@ -25,7 +25,7 @@ use ringpost_netproto::message::{MailboxRef, escaped};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 use self::report::Tally;
-use self::sources::{Kind, Source};
+use self::sources::{Kind, Missed, Source};
 use super::node::Node;
 use super::options::{Global, Import as Options, MboxFlavour};
 use super::{Failure, Output};
@@ -48,7 +48,8 @@ const NAMED_MAX: u64 = 1_000;
 
 /// Imports what the options name.
 pub fn import(global: &Global, options: &Options, output: &mut Output) -> Result<Code, Failure> {
-    let users = sources::find(options)?;
+    let missed = Missed::default();
+    let users = sources::find(options, &missed)?;
     let mut node = if options.dry_run {
         None
     } else {
@@ -86,7 +87,7 @@ pub fn import(global: &Global, options: &Options, output: &mut Output) -> Result
     if options.tree.is_some() {
         report::total(&all, options.dry_run, output)?;
     }
-    let whole = all.iter().all(Tally::is_whole);
+    let whole = missed.count() == 0 && all.iter().all(Tally::is_whole);
     Ok(if whole { Code::Done } else { Code::Failed })
 }
 

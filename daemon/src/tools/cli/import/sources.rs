@@ -4,6 +4,7 @@
 //! `USER/mail/` and `USER/Mail/` full of mbox files, `USER.mbox`, or an mbox called `USER`; and, if
 //! `USER` is a domain (it has a dot and no mail), the same below it for `user@domain`.
 
+use std::cell::Cell;
 use std::fs::DirEntry;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,11 +15,14 @@ use super::super::Failure;
 use super::super::options::{Format, Import as Options};
 use super::{said, stdin_path};
 use crate::client::plain;
-use crate::import::maildir::{self, is_maildir};
+use crate::import::maildir::{self, SYMBOLIC_LINK, is_maildir};
 use crate::import::names;
 
 /// Folders of mbox files are followed so deep.
 const DEPTH_MAX: usize = 16;
+
+/// Of a directory in a tree.
+const NO_MAIL: &str = "no mail is recognised in it";
 
 /// How it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,10 +40,34 @@ pub(super) struct Source {
     pub(super) folder: String,
 }
 
+/// What was found and is not read, though there may be mail in it; each was named.
+#[derive(Debug, Default)]
+pub(super) struct Missed(Cell<u64>);
+
+impl Missed {
+    /// How many.
+    pub(super) fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn name(&self, path: &Path, why: &str) {
+        // A link leads to what is read under its own name, or is nobody's mail.
+        if why != SYMBOLIC_LINK {
+            self.0.set(self.0.get() + 1);
+        }
+        // Whoever named it may not be whose terminal this is.
+        let line = format!("ringpost: {}: passed over: {why}", path.display());
+        drop(writeln!(io::stderr(), "{}", escaped(line.as_bytes())));
+    }
+}
+
 /// What the options name, by user.
-pub(super) fn find(options: &Options) -> Result<Vec<(String, Vec<Source>)>, Failure> {
+pub(super) fn find(
+    options: &Options,
+    missed: &Missed,
+) -> Result<Vec<(String, Vec<Source>)>, Failure> {
     if let Some(tree) = &options.tree {
-        return of_tree(tree);
+        return of_tree(tree, missed);
     }
     let utf8 = |word: Option<&std::ffi::OsString>, what: &str| {
         let word = word.and_then(|word| word.to_str());
@@ -65,13 +93,18 @@ pub(super) fn find(options: &Options) -> Result<Vec<(String, Vec<Source>)>, Fail
             folder,
         }]
     } else {
-        of_path(&options.path, options.format, &folder)?
+        of_path(&options.path, options.format, &folder, missed)?
     };
     Ok(vec![(user, sources)])
 }
 
 /// What a person named: a link there is meant.
-fn of_path(path: &Path, format: Format, folder: &str) -> Result<Vec<Source>, Failure> {
+fn of_path(
+    path: &Path,
+    format: Format,
+    folder: &str,
+    missed: &Missed,
+) -> Result<Vec<Source>, Failure> {
     let path = &path
         .canonicalize()
         .map_err(|error| said(path, &plain(&error)))?;
@@ -79,14 +112,16 @@ fn of_path(path: &Path, format: Format, folder: &str) -> Result<Vec<Source>, Fai
     let mut sources = Vec::new();
     match format {
         Format::Maildir if !is_dir => return Err(said(path, "a Maildir is a directory")),
-        Format::Auto | Format::Maildir if is_maildir(path) => maildir(path, folder, &mut sources)?,
+        Format::Auto | Format::Maildir if is_maildir(path) => {
+            maildir(path, folder, missed, &mut sources)?;
+        }
         Format::Maildir => {
             return Err(said(
                 path,
                 "neither cur nor new is in it: this is no Maildir",
             ));
         }
-        Format::Auto | Format::Mbox if is_dir => mboxes(path, folder, 0, &mut sources)?,
+        Format::Auto | Format::Mbox if is_dir => mboxes(path, folder, (0, missed), &mut sources)?,
         Format::Auto | Format::Mbox => sources.push(Source {
             kind: Kind::Mbox,
             path: path.clone(),
@@ -111,10 +146,15 @@ fn below(folder: &str, name: &str) -> String {
     }
 }
 
-fn maildir(path: &Path, folder: &str, out: &mut Vec<Source>) -> Result<(), Failure> {
+fn maildir(
+    path: &Path,
+    folder: &str,
+    missed: &Missed,
+    out: &mut Vec<Source>,
+) -> Result<(), Failure> {
     let tree = maildir::folders(path).map_err(|error| said(path, &plain(&error)))?;
     for (passed, why) in tree.passed {
-        complain(&passed, why);
+        missed.name(&passed, why);
     }
     out.extend(tree.folders.into_iter().map(|found| Source {
         kind: Kind::Maildir,
@@ -128,9 +168,14 @@ fn maildir(path: &Path, folder: &str, out: &mut Vec<Source>) -> Result<(), Failu
 }
 
 /// A directory of mbox files, each a folder.
-fn mboxes(path: &Path, folder: &str, depth: usize, out: &mut Vec<Source>) -> Result<(), Failure> {
+fn mboxes(
+    path: &Path,
+    folder: &str,
+    (depth, missed): (usize, &Missed),
+    out: &mut Vec<Source>,
+) -> Result<(), Failure> {
     for entry in entries(path)? {
-        let Some((name, kind)) = named(&entry) else {
+        let Some((name, kind)) = named(&entry, missed) else {
             continue;
         };
         let inbox = depth == 0 && names::is_inbox(&name);
@@ -146,9 +191,9 @@ fn mboxes(path: &Path, folder: &str, depth: usize, out: &mut Vec<Source>) -> Res
                 folder: into,
             });
         } else if kind.is_dir() && depth < DEPTH_MAX {
-            mboxes(&entry.path(), &into, depth + 1, out)?;
+            mboxes(&entry.path(), &into, (depth + 1, missed), out)?;
         } else if kind.is_dir() {
-            complain(&entry.path(), "it lies too deep");
+            missed.name(&entry.path(), "it lies too deep");
         }
     }
     Ok(())
@@ -161,23 +206,29 @@ fn is_index(name: &str) -> bool {
         .any(|ending| name.ends_with(ending))
 }
 
-fn of_tree(tree: &Path) -> Result<Vec<(String, Vec<Source>)>, Failure> {
+fn of_tree(tree: &Path, missed: &Missed) -> Result<Vec<(String, Vec<Source>)>, Failure> {
     let mut users = Vec::new();
     for entry in entries(tree)? {
-        let Some((name, kind)) = named(&entry) else {
+        let Some((name, kind)) = named(&entry, missed) else {
             continue;
         };
-        let found = of_user(&entry, &name, kind)?;
+        let found = of_user(&entry, (&name, kind), missed)?;
         let is_domain = found.is_none() && kind.is_dir() && name.contains('.');
+        if found.is_none() && kind.is_dir() && !is_domain {
+            missed.name(&entry.path(), NO_MAIL);
+        }
         users.extend(found);
         if !is_domain {
             continue;
         }
         for below in entries(&entry.path())? {
-            if let Some((local, kind)) = named(&below)
-                && let Some((user, sources)) = of_user(&below, &local, kind)?
-            {
-                users.push((format!("{user}@{name}"), sources));
+            let Some((local, kind)) = named(&below, missed) else {
+                continue;
+            };
+            match of_user(&below, (&local, kind), missed)? {
+                Some((user, sources)) => users.push((format!("{user}@{name}"), sources)),
+                None if kind.is_dir() => missed.name(&below.path(), NO_MAIL),
+                None => {}
             }
         }
     }
@@ -199,8 +250,8 @@ fn of_tree(tree: &Path) -> Result<Vec<(String, Vec<Source>)>, Failure> {
 
 fn of_user(
     entry: &DirEntry,
-    name: &str,
-    kind: std::fs::FileType,
+    (name, kind): (&str, std::fs::FileType),
+    missed: &Missed,
 ) -> Result<Option<(String, Vec<Source>)>, Failure> {
     let path = entry.path();
     let mut sources = Vec::new();
@@ -218,18 +269,18 @@ fn of_user(
         return Ok(Some((user.to_owned(), sources)));
     }
     if is_maildir(&path) {
-        maildir(&path, "INBOX", &mut sources)?;
+        maildir(&path, "INBOX", missed, &mut sources)?;
     } else {
         let below = path.join("Maildir");
         if is_maildir(&below) && is_plain(&below, true) {
-            maildir(&below, "INBOX", &mut sources)?;
+            maildir(&below, "INBOX", missed, &mut sources)?;
         }
         if is_plain(&path.join("mbox"), false) {
             sources.push(mbox(path.join("mbox")));
         }
         for folders in ["mail", "Mail"] {
             if is_plain(&path.join(folders), true) {
-                mboxes(&path.join(folders), "INBOX", 0, &mut sources)?;
+                mboxes(&path.join(folders), "INBOX", (0, missed), &mut sources)?;
             }
         }
     }
@@ -257,22 +308,16 @@ fn entries(path: &Path) -> Result<Vec<DirEntry>, Failure> {
 }
 
 /// Name and kind of what is looked at; what is hidden or a link is not.
-fn named(entry: &DirEntry) -> Option<(String, std::fs::FileType)> {
+fn named(entry: &DirEntry, missed: &Missed) -> Option<(String, std::fs::FileType)> {
     let kind = entry.file_type().ok()?;
     let name = entry.file_name();
     let Some(name) = name.to_str() else {
-        complain(&entry.path(), "its name is not UTF-8");
+        missed.name(&entry.path(), "its name is not UTF-8");
         return None;
     };
     if kind.is_symlink() {
-        complain(&entry.path(), "a symbolic link is not followed");
+        missed.name(&entry.path(), SYMBOLIC_LINK);
     }
     let seen = !name.starts_with('.') && (kind.is_file() || kind.is_dir());
     seen.then(|| (name.to_owned(), kind))
-}
-
-fn complain(path: &Path, why: &str) {
-    // Whoever named it may not be whose terminal this is.
-    let line = format!("ringpost: {}: passed over: {why}", path.display());
-    drop(writeln!(io::stderr(), "{}", escaped(line.as_bytes())));
 }
