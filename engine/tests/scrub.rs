@@ -583,3 +583,32 @@ fn who_asks_is_answered_once_and_a_drain_ends_it() {
     bench.drain();
     assert_eq!(answer(&bench, all), Err(Refused::Stopped));
 }
+
+/// Whoever asks for passes again and again keeps nobody from an answer.
+#[test]
+fn a_pass_that_somebody_waits_for_is_not_begun_anew() {
+    let mut bench = filled(ShardConfig {
+        scrub_bytes_per_s: 10_000,
+        ..ShardConfig::tiny()
+    });
+    let ask = |bench: &mut Bench| {
+        bench.submit(Request::Scrub {
+            what: ScrubWhat::All,
+        })
+    };
+    let first = ask(&mut bench).expect("taken");
+    for turn in 0..20_000 {
+        let mut events = bench.events.iter();
+        if events.any(|event| ticket_of(event) == Some(first)) {
+            break;
+        }
+        bench.poll();
+        bench.pass_time();
+        if turn % 10 == 9 {
+            // Refused when too many wait.
+            ask(&mut bench).ok();
+        }
+    }
+    let done = answer(&bench, first).expect("a pass");
+    assert!(done.messages > 0, "{done:?}");
+}

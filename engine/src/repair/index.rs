@@ -103,6 +103,12 @@ impl Index {
             && !self.is_expunged(lost.mailbox, uid)
     }
 
+    /// Whether a message is in a mailbox.
+    pub(super) fn is_alive(&self, mailbox: MailboxId, uid: Uid) -> bool {
+        let found = self.messages.get(&(mailbox, uid));
+        found.is_some_and(|known| known.alive)
+    }
+
     /// Whether a uid was given up.
     pub(super) fn is_expunged(&self, mailbox: MailboxId, uid: Uid) -> bool {
         self.expunges.iter().any(|change| {

@@ -124,10 +124,12 @@ struct Gathered {
 
 impl User<'_> {
     /// Repairs the user. `from_log` are messages that the log lost.
-    pub(super) fn repair(mut self, from_log: Vec<Lost>) -> Result<(), IoError> {
+    pub(super) fn repair(mut self, mut from_log: Vec<Lost>) -> Result<(), IoError> {
         let Some(mut user) = self.gather()? else {
             return Ok(());
         };
+        // A checkpoint may have written it and not have said so: then the files are what counts.
+        from_log.retain(|lost| !user.index.is_alive(lost.mailbox, Uid::new(lost.uid)));
         user.changed |= !from_log.is_empty() || user.index.bad_header.is_some();
         user.changed |= !user.index.bad.is_empty();
         self.shared(&mut user);

@@ -321,7 +321,10 @@ impl<I: Io> Shard<I> {
             }
             return Moved::Yes;
         }
-        if !self.scrubber.whole.is_empty() || self.scrubber.pass.is_none() {
+        let pass = self.scrubber.pass.as_ref();
+        // One that somebody waits for ends first: who asks again and again would never get an answer.
+        let waits = pass.is_some_and(|pass| !pass.tickets.is_empty());
+        if pass.is_none() || (!self.scrubber.whole.is_empty() && !waits) {
             self.begin_pass(now);
         }
         let Some(pass) = &mut self.scrubber.pass else {
@@ -361,10 +364,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn begin_pass(&mut self, now: Now) {
-        let mut tickets = std::mem::take(&mut self.scrubber.whole);
-        if let Some(old) = self.scrubber.pass.take() {
-            tickets.extend(old.tickets);
-        }
+        let tickets = std::mem::take(&mut self.scrubber.whole);
         self.scrubber.pass = Some(Pass {
             began: now.wall,
             own: Own::new(),
