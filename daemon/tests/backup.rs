@@ -305,6 +305,16 @@ fn a_damaged_store_is_copied_and_comes_back_as_it_is() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(daemon.client().count("bob@v.test"), 1);
     assert!(daemon.stop().success());
+    // The node as a whole: what is damaged is said, and the rest is served.
+    let again = Scratch::new();
+    let words = ["restore", "--from", &copy.display().to_string()];
+    let output = ringpost(&again.data(), &words);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("DAMAGED"), "{told}");
+    let daemon = start(&again);
+    assert_eq!(daemon.client().count("bob@v.test"), 2);
+    assert!(daemon.stop().success());
 }
 
 /// The mbox files of a data directory.

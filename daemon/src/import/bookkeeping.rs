@@ -99,7 +99,7 @@ pub(super) fn content_length(header: &[u8]) -> Option<usize> {
 pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
     let mut drop: Vec<(usize, usize)> = Vec::new();
     // Anybody can send a message with one of them.
-    let mut marks = (false, false);
+    let (mut has_field, mut has_subject) = (false, false);
     let mut length_at = None;
     let mut words: Vec<String> = Vec::new();
     let mut flags = 0;
@@ -116,9 +116,9 @@ pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
             drop.push(place);
         } else if named("X-UID") || named("X-IMAP") || named("X-IMAPbase") {
             drop.push(place);
-            marks.0 |= !named("X-UID");
+            has_field |= !named("X-UID");
         } else if named("Subject") {
-            marks.1 |= value.ends_with(b"FOLDER INTERNAL DATA");
+            has_subject |= value.ends_with(b"FOLDER INTERNAL DATA");
         } else if named("Content-Length") {
             length_at = Some(place);
         }
@@ -135,7 +135,7 @@ pub fn take(mail: &mut Mail, lengths: Lengths) -> Kind {
     for word in words {
         add_keyword(mail, word);
     }
-    if marks == (true, true) {
+    if has_field && has_subject {
         Kind::Folder
     } else {
         Kind::Message

@@ -68,7 +68,7 @@ pub fn import(global: &Global, options: &Options, output: &mut Output) -> Result
             user,
             key,
             existing,
-            taken: Vec::new(),
+            taken: (sources.len() > 1).then(Vec::new),
             equal: BTreeMap::new(),
             flavour: options.mbox_flavour,
             bar: progress(),
@@ -126,8 +126,9 @@ struct Import<'a> {
     key: [u8; 16],
     /// Guids that the user has, ascending.
     existing: Vec<u128>,
-    /// Ids of what was taken out of the source at hand: it may be in the next one too.
-    taken: Vec<u128>,
+    /// Ids of what was taken out of the source at hand, where there are several: it may be in the next one
+    /// too.
+    taken: Option<Vec<u128>>,
     /// How often each content came in the source at hand.
     equal: BTreeMap<u128, u32>,
     flavour: MboxFlavour,
@@ -141,8 +142,10 @@ struct Import<'a> {
 impl Import<'_> {
     fn source(&mut self, source: &Source) -> Result<(), Failure> {
         self.equal.clear();
-        self.existing.append(&mut self.taken);
-        self.existing.sort_unstable();
+        if let Some(taken) = &mut self.taken {
+            self.existing.append(taken);
+            self.existing.sort_unstable();
+        }
         self.bar
             .set_prefix(format!("{} {}", self.user, source.folder));
         let path: Rc<Path> = Rc::from(source.path.as_path());
@@ -292,7 +295,9 @@ impl Import<'_> {
         }
         let Some(node) = &mut self.node else {
             self.tally.count(len);
-            self.taken.push(id);
+            if let Some(taken) = &mut self.taken {
+                taken.push(id);
+            }
             return Ok(());
         };
         let request = AppendRequest {
@@ -332,7 +337,9 @@ impl Import<'_> {
         for answer in self.appends.take_done() {
             match answer {
                 Ok((offered, reply)) => {
-                    self.taken.push(offered.id);
+                    if let Some(taken) = &mut self.taken {
+                        taken.push(offered.id);
+                    }
                     if reply.status == Status::Ok {
                         self.tally.count(offered.bytes);
                     } else {

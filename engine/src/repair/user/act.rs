@@ -100,7 +100,7 @@ impl User<'_> {
             } else {
                 self.dir.segment(old)
             };
-            // Only the sender is taken from it, which is less than all that others have.
+            // Unreadable, it costs the sender in the From_ line; an error here would end the whole repair.
             let at = (good.prefix_at, good.prefix_len);
             let before = judged.read(self.hand, &from, at).unwrap_or_default();
             let prefix = prefix_of(&known.msg, validity, &before);
